@@ -1,0 +1,281 @@
+"""Exercises: the solution cell is the only source, the stub is made from it, a self-check judges both.
+
+An exercise in a notebook is, in this order, a markdown cell with the task and a hint in `<details>`; the
+stub (tags `exercise-stub` and `exercise-2.1`); and the folded solution (tags `exercise-solution` and
+`exercise-2.1`). In the solution, what the learner is to write stands between `# BEGIN SOLUTION` and
+`# END SOLUTION`, and the last line is the self-check, `check("2.1", answer)`, which the stub keeps. Running
+the notebook runs both: the stub's output says "not solved yet", the solution's says "solved".
+"""
+
+import functools
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nbformat import NotebookNode
+
+STUB, SOLUTION = "exercise-stub", "exercise-solution"  # tags of cells
+BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
+BLANK = "...  # your code here"
+_checks: dict[str, Callable[[Any], None]] = {}
+
+
+class NotSolved(Exception):
+    """What a self-check raises: what is wrong with an answer, without giving the right one."""
+
+
+def self_check(number: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function as the self-check of an exercise.
+
+    Parameters
+    ----------
+    number : str
+        The exercise as "lesson.exercise", for example "2.1". The checks of lesson 2 live in
+        `genailab_helpers.lessons.checks_02`.
+
+    Returns
+    -------
+    callable
+        A decorator for `f(answer) -> None`, which raises `NotSolved` where the answer is not right.
+
+    Raises
+    ------
+    ValueError
+        If another function is registered for that exercise.
+    """
+    def register(judge: Callable[[Any], None]) -> Callable[[Any], None]:
+        known = _checks.get(number, judge)
+        if (known.__module__, known.__qualname__) != (judge.__module__, judge.__qualname__):
+            raise ValueError(f"exercise {number} has two self-checks, "
+                             f"{known.__qualname__} and {judge.__qualname__}; expected one")
+        _checks[number] = judge
+        return judge
+    return register
+
+
+def check(number: str, answer: Any) -> None:
+    """Print one line that says whether an exercise is solved, and if not, what is wrong.
+
+    Parameters
+    ----------
+    number : str
+        The exercise as "lesson.exercise", for example "2.1".
+    answer : object
+        What the exercise asks for. A function is called by the self-check; whatever it raises becomes part of
+        the line, and an answer of None or `...` counts as not yet written.
+
+    Raises
+    ------
+    ValueError
+        If there is no such exercise.
+    """
+    judge = _find_check(number)
+    try:
+        _refuse_blank(answer)
+        judge(_refusing_blanks(answer) if inspect.isfunction(answer) else answer)
+    except NotSolved as reason:
+        print(f"Exercise {number} not solved yet: {reason}")
+    except Exception as error:
+        message = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        print(f"Exercise {number} not solved yet: your code stopped with {message}")
+    else:
+        print(f"Exercise {number} solved.")
+
+
+def expect_shape(got: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """Demand numbers of a shape.
+
+    Parameters
+    ----------
+    got : array_like
+        A number, a tensor, an array or a list of numbers.
+    shape : tuple of int
+        The right shape, () for one number.
+    what : str
+        What the numbers are, to begin the message with.
+
+    Returns
+    -------
+    Tensor
+        `got` as float64.
+
+    Raises
+    ------
+    NotSolved
+        If `got` has another shape or is not finite.
+    """
+    numbers = torch.as_tensor(got, dtype=torch.float64)
+    if numbers.shape != shape:
+        raise NotSolved(f"{what} should have shape {shape}, yours has {tuple(numbers.shape)}")
+    n_infinite = int((~numbers.isfinite()).sum())
+    if n_infinite:
+        raise NotSolved(f"{what} should be finite, {n_infinite} of your {numbers.numel()} values are not")
+    return numbers
+
+
+def expect_close(got: Any, want: Any, what: str, rtol: float = 1e-3) -> None:
+    """Demand the right numbers; say by how much they are wrong, not what they should be.
+
+    Parameters
+    ----------
+    got, want : array_like
+        The learner's numbers and the right ones, of one shape.
+    what : str
+        What the numbers are, to begin the message with.
+    rtol : float, default 1e-3
+        Largest difference that passes, as a part of the largest right value.
+
+    Raises
+    ------
+    NotSolved
+        If shapes or values differ, or a value is not finite.
+    """
+    right = torch.as_tensor(want, dtype=torch.float64)
+    off = (expect_shape(got, tuple(right.shape), what) - right).abs()
+    scale = right.abs().max()
+    if off.max() > rtol * scale:
+        many = f" in {int((off > rtol * scale).sum())} of {off.numel()} places" if off.numel() > 1 else ""
+        size = f"by up to {off.max() / scale:.0%} of the largest right value" if scale > 0 else "from zero"
+        raise NotSolved(f"{what} is off {size}{many}")
+
+
+def make_stub(source: str) -> str:
+    """Make the learner's cell from a solution: each marked block becomes one blank, the rest stays.
+
+    Parameters
+    ----------
+    source : str
+        Code of a solution with at least one block between `# BEGIN SOLUTION` and `# END SOLUTION`. A name
+        that the self-check is given must be bound outside the blocks, so that the stub runs.
+
+    Returns
+    -------
+    str
+        Code that runs, with `...  # your code here` at the indentation of each block.
+
+    Raises
+    ------
+    ValueError
+        If the markers are missing or do not pair, or the stub is not valid Python.
+    """
+    stub: list[str] = []
+    inside = False
+    n_blocks = 0
+    for line in source.splitlines():
+        marker = line.strip()
+        if marker in (BEGIN, END):
+            if inside == (marker == BEGIN):
+                raise ValueError(f"a line {marker!r} stands where none may; blocks pair up and do not nest")
+            inside = not inside
+            if inside:
+                n_blocks += 1
+                stub.append(line[:line.index(BEGIN)] + BLANK)
+        elif not inside:
+            stub.append(line)
+    if inside or n_blocks == 0:
+        raise ValueError(f"expected at least one block from {BEGIN!r} to {END!r}")
+    code = "\n".join(stub)
+    try:
+        compile(code, "stub", "exec")
+    except SyntaxError as error:
+        raise ValueError(f"the stub is not valid Python: {error}") from error
+    return code
+
+
+def find_exercises(notebook: NotebookNode) -> dict[str, tuple[int, int]]:
+    """Find the exercises of a notebook.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        A notebook in format 4.
+
+    Returns
+    -------
+    dict of str to (int, int)
+        Exercise number to the positions of its stub and its solution, in the order of the notebook.
+
+    Raises
+    ------
+    ValueError
+        If an exercise has not exactly one stub and, after it, exactly one solution, or a cell lacks its
+        number.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for i, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        roles = [role for role in (STUB, SOLUTION) if role in tags]
+        if not roles:
+            continue
+        numbers = [tag.removeprefix("exercise-") for tag in tags if re.fullmatch(r"exercise-\d+\.\d+", tag)]
+        if len(roles) != 1 or len(numbers) != 1:
+            raise ValueError(f"cell {i} has the tags {tags}; expected one of {STUB} and {SOLUTION} "
+                             "and one such as exercise-2.1")
+        found.setdefault(numbers[0], {STUB: [], SOLUTION: []})[roles[0]].append(i)
+    pairs = {}
+    for number, cells in found.items():
+        stubs, solutions = cells[STUB], cells[SOLUTION]
+        if len(stubs) != 1 or len(solutions) != 1 or stubs[0] > solutions[0]:
+            raise ValueError(f"exercise {number} has stubs in cells {stubs} and solutions in cells "
+                             f"{solutions}; expected one stub and one solution after it")
+        pairs[number] = (stubs[0], solutions[0])
+    return pairs
+
+
+def refresh_stubs(notebook: NotebookNode) -> None:
+    """Write every stub of a notebook anew from its solution.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        Changed in place: the source of the stubs, nothing else.
+
+    Raises
+    ------
+    ValueError
+        If an exercise has not one stub and one solution after it, or a solution makes no stub; the message
+        names the exercise and the notebook is as it was.
+    """
+    stubs = {}
+    for number, (stub, solution) in find_exercises(notebook).items():
+        try:
+            stubs[stub] = make_stub(notebook.cells[solution].source)
+        except ValueError as error:
+            raise ValueError(f"exercise {number}: {error}") from error
+    for i, source in stubs.items():
+        notebook.cells[i].source = source
+
+
+def _find_check(number: str) -> Callable[[Any], None]:
+    if not re.fullmatch(r"\d+\.\d+", number):
+        raise ValueError(f"exercise {number!r} is no number; expected the form '2.1'")
+    lesson = number.partition(".")[0]
+    module = f"{__package__}.checks_{int(lesson):02d}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+    if number not in _checks:
+        known = ", ".join(sorted(n for n in _checks if n.startswith(f"{lesson}."))) or "none"
+        raise ValueError(f"there is no exercise {number}; lesson {lesson} has {known}")
+    return _checks[number]
+
+
+def _refuse_blank(answer: Any) -> None:
+    if answer is None or answer is ...:
+        raise NotSolved("nothing has been returned yet")
+
+
+def _refusing_blanks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a learner's function so that a blank answer is told from a wrong one."""
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        answer = function(*args, **kwargs)
+        _refuse_blank(answer)
+        return answer
+    return call

@@ -1,0 +1,204 @@
+"""Figures in the house style, shown with alternative text."""
+
+import base64
+import html
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import display
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from torch import Tensor
+
+PIXELS_PER_INCH = 144  # one and a half times a browser's 96: crisp on dense screens, still small
+FONT_SIZE = 10  # points
+
+
+def set_house_style() -> None:
+    """Set matplotlib's defaults: seaborn's style, colour-blind-safe colours, letters of 10 pt or more."""
+    sns.set_theme(style="ticks", palette="colorblind", font="DejaVu Sans", rc={
+        "figure.constrained_layout.use": True,
+        "figure.figsize": (6.4, 3.6),
+        "font.size": FONT_SIZE,
+        "axes.titlesize": FONT_SIZE + 1,
+        "axes.labelsize": FONT_SIZE,
+        "xtick.labelsize": FONT_SIZE,
+        "ytick.labelsize": FONT_SIZE,
+        "legend.fontsize": FONT_SIZE,
+        "legend.title_fontsize": FONT_SIZE,
+        "figure.titlesize": FONT_SIZE + 2,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "image.cmap": "gray",
+    })
+
+
+def figure_png(fig: Figure) -> bytes:
+    """Encode a figure as a small PNG whose bytes depend on its pixels only.
+
+    Parameters
+    ----------
+    fig : Figure
+        Drawn on white, so that it can be read on a dark page too.
+
+    Returns
+    -------
+    bytes
+        PNG without date or version: 8-bit grey where the figure has no colour, else 24-bit colour.
+    """
+    drawn = io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)
+    picture = Image.open(drawn).convert("RGB")
+    red, green, blue = picture.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        picture = red
+    encoded = io.BytesIO()
+    picture.save(encoded, format="png", optimize=True)
+    return encoded.getvalue()
+
+
+def figure_html(fig: Figure, alt: str, caption: str | None = None) -> str:
+    """Write a figure as one HTML `<figure>` that carries its own pixels, and close it.
+
+    Parameters
+    ----------
+    fig : Figure
+        The figure; it is closed, so that a notebook does not show it a second time.
+    alt : str
+        What is to be seen, for a reader who cannot see it.
+    caption : str, optional
+        Plain text below the figure.
+
+    Returns
+    -------
+    str
+        `<figure>` with one `<img>` at most as wide as the page.
+
+    Raises
+    ------
+    ValueError
+        If `alt` is empty.
+    """
+    plt.close(fig)
+    if not alt.strip():
+        raise ValueError("alt is empty; say in a sentence what the figure shows")
+    source = base64.b64encode(figure_png(fig)).decode("ascii")
+    width = round(fig.get_figwidth() * 96)  # CSS counts 96 pixels to the inch
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (f'<figure style="margin:0"><img alt="{html.escape(alt)}" width="{width}" '
+            f'style="max-width:100%;height:auto" src="data:image/png;base64,{source}">{below}</figure>')
+
+
+def show(fig: Figure, alt: str, caption: str | None = None) -> None:
+    """Show a figure in a notebook with alternative text, and close it.
+
+    `plt.show()` drops alternative text in JupyterLab; only an HTML `<img alt="...">` carries it.
+
+    Parameters
+    ----------
+    fig : Figure
+        The figure to show.
+    alt : str
+        What is to be seen, for a reader who cannot see it; also the output's plain text.
+    caption : str, optional
+        Plain text below the figure.
+
+    Raises
+    ------
+    ValueError
+        If `alt` is empty.
+    """
+    display({"text/html": figure_html(fig, alt, caption), "text/plain": alt}, raw=True)
+
+
+def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: int | None = None, *,
+              masks: Mapping[str, Tensor] | None = None, film_size: float = 1.4, suptitle: str | None = None,
+              ticks: bool = False) -> Figure:
+    """Draw films side by side, all on the same grey scale: -1 black, +1 white.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, 1, H, W) in [-1, 1], N at least 1. Values beyond that range are drawn black or white.
+    titles : sequence of str, optional
+        N titles, one above each film; long ones are wrapped.
+    n_columns : int, optional
+        Films in a row; by default rows of like length, at most 6 films long.
+    masks : mapping of str to Tensor, optional
+        Structures to colour, name to (N, H, W) bool. One colour a name, with a legend; a name whose mask is
+        empty in every film is left out of the legend.
+    film_size : float, default 1.4
+        Width of a film in inches.
+    suptitle : str, optional
+        Title of the whole figure.
+    ticks : bool, default False
+        Number the rows and columns of pixels.
+
+    Returns
+    -------
+    Figure
+        Not yet shown; hand it to `show`.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no batch of films, or `titles` or a mask do not fit it.
+    """
+    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
+        raise ValueError(f"images has shape {tuple(images.shape)}; expected (N, 1, H, W) with N at least 1")
+    n_films, _, height, width = images.shape
+    if titles is not None and len(titles) != n_films:
+        raise ValueError(f"{len(titles)} titles for {n_films} films; expected one each")
+    masks = masks or {}
+    for name, mask in masks.items():
+        if mask.shape != (n_films, height, width):
+            raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}; "
+                             f"expected {(n_films, height, width)}")
+    coloured = {name: colour for (name, mask), colour
+                in zip(masks.items(), sns.color_palette("colorblind", len(masks)), strict=True) if mask.any()}
+    n_columns = min(n_columns or math.ceil(n_films / math.ceil(n_films / 6)), n_films)
+    n_rows = math.ceil(n_films / n_columns)
+    wrapped = [textwrap.fill(title, max(8, int(film_size * 11))) for title in titles or ()]
+
+    line = 1.6 * FONT_SIZE / 72  # inches
+    title_height = line * max((title.count("\n") + 1 for title in wrapped), default=0)
+    margin = 0.5 if ticks else 0.06
+    legend_columns = max(1, int(n_columns * film_size / 1.5))
+    legend_height = line * math.ceil(len(coloured) / legend_columns)
+    fig = Figure(figsize=(n_columns * (film_size + margin),
+                          n_rows * (film_size * height / width + margin + title_height)
+                          + legend_height + (1.3 * line if suptitle else 0)), layout="compressed")
+    axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for ax in axes[n_films:]:
+        ax.remove()
+    for i, ax in enumerate(axes[:n_films]):
+        ax.imshow(images[i, 0].detach().cpu(), cmap="gray", vmin=-1, vmax=1)
+        for name, colour in coloured.items():
+            ax.imshow(_veil(masks[name][i], colour))
+        if wrapped:
+            ax.set_title(wrapped[i], fontsize=FONT_SIZE)
+        if ticks:
+            ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
+        else:
+            ax.set_axis_off()
+    if coloured:
+        fig.legend(handles=[Patch(color=colour, label=name) for name, colour in coloured.items()],
+                   loc="outside lower center", ncols=min(legend_columns, len(coloured)), frameon=False,
+                   fontsize=FONT_SIZE)
+    if suptitle:
+        fig.suptitle(suptitle)
+    return fig
+
+
+def _veil(mask: Tensor, colour: tuple[float, float, float]) -> np.ndarray:
+    """Colour a bool mask (H, W) half through, as RGBA (H, W, 4)."""
+    veil = np.zeros((*mask.shape, 4))
+    veil[mask.cpu().numpy()] = (*to_rgb(colour), 0.45)
+    return veil

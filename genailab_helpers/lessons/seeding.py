@@ -1,0 +1,49 @@
+"""One call at the head of every lesson: the same numbers and the same look on every run."""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+from genailab_helpers.lessons.figures import set_house_style
+
+
+def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
+    """Make a notebook repeatable and give it the house style of figures.
+
+    This is the one place that sets global state, and it does so openly: the seeds of Python, NumPy and torch
+    (a new network draws its weights from torch's global generator), torch's deterministic algorithms, its
+    number of threads, and the defaults of matplotlib.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Seed of every generator, from 0 to 2**32 - 1.
+    n_threads : int, default 2
+        Threads that torch may use at most; fewer where the machine or `OMP_NUM_THREADS` allows fewer.
+
+    Returns
+    -------
+    torch.Generator
+        A generator on the CPU, seeded with `seed`, to hand to functions that draw random numbers.
+
+    Raises
+    ------
+    ValueError
+        If `seed` is out of range or `n_threads` is below 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}")
+    if n_threads < 1:
+        raise ValueError(f"n_threads is {n_threads}; expected 1 or more")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(min(n_threads, torch.get_num_threads()))
+    # A GPU needs this for deterministic matrix products. Some of its backward passes have no deterministic
+    # form: there a warning tells, and the lesson goes on.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    set_house_style()
+    return torch.Generator().manual_seed(seed)

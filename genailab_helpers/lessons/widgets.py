@@ -1,0 +1,81 @@
+"""Controls beside a figure."""
+
+import html
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from genailab_helpers.lessons.figures import figure_html
+
+
+def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = None,
+            **controls: Any) -> ipywidgets.Widget:
+    """Put sliders and menus beside a figure that follows them.
+
+    A widget needs a running kernel: on a page, or in a notebook that has not been run, the reader sees
+    nothing. So a static figure that says the same (`show`) stands in the cell before or after.
+
+    Parameters
+    ----------
+    draw : callable
+        `draw(**values)` returns the figure for one setting of the controls. Defaults of its arguments are the
+        controls' first values.
+    alt : str or callable, optional
+        What the figure shows, or `alt(**values)` that says it; by default the first line of `draw`'s
+        docstring. To a text, the values of the controls are added.
+    **controls
+        One a argument of `draw`, in the short forms of `ipywidgets.interact`: `(low, high, step)` makes a
+        slider, a list makes a menu, True or False makes a box to tick; any value widget is taken as it is.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The controls beside the figure; show it as the last line of a cell.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to tell the alternative text from, or a control cannot be understood.
+    Exception
+        Whatever `draw` raises. At the first drawing it stops the cell; later it is also written in the place
+        of the figure.
+    """
+    described = alt or (inspect.getdoc(draw) or "").partition("\n")[0]
+    if not described:
+        raise ValueError("explore has no alternative text; give alt= or a docstring to the drawing function")
+    parameters = inspect.signature(draw).parameters
+    widgets = {}
+    for name, control in controls.items():
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        widget = ipywidgets.interactive.widget_from_abbrev(control, default)
+        if widget is None:
+            raise ValueError(f"control {name}={control!r} is not understood; "
+                             "expected (low, high, step), a list, True, False or a widget")
+        widget.description = widget.description or name.replace("_", " ")
+        widget.style.description_width = "initial"  # as wide as the words: nothing is cut off
+        if "continuous_update" in widget.traits():
+            widget.continuous_update = False  # draw when the slider is let go, not at every pixel of its way
+        widgets[name] = widget
+    picture = ipywidgets.HTML()
+
+    def redraw(_change: object = None) -> None:
+        values = {name: widget.value for name, widget in widgets.items()}
+        try:
+            if callable(described):
+                text = described(**values)
+            else:
+                setting = ", ".join(f"{w.description} {values[name]}" for name, w in widgets.items())
+                text = f"{described} ({setting})"
+            picture.value = figure_html(draw(**values), text)
+        except Exception as error:
+            picture.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+            raise
+
+    redraw()
+    for widget in widgets.values():
+        widget.observe(redraw, names="value")
+    beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
+    return ipywidgets.HBox([ipywidgets.VBox(list(widgets.values())), picture], layout=beside)

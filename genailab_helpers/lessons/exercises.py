@@ -106,9 +106,12 @@ def expect_shape(got: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
     Raises
     ------
     NotSolved
-        If `got` has another shape or is not finite.
+        If `got` is not made of numbers, has another shape or is not finite.
     """
-    numbers = torch.as_tensor(got, dtype=torch.float64)
+    try:
+        numbers = torch.as_tensor(got, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise NotSolved(f"{what} should be made of numbers, yours is a {type(got).__name__}") from error
     if numbers.shape != shape:
         raise NotSolved(f"{what} should have shape {shape}, yours has {tuple(numbers.shape)}")
     n_infinite = int((~numbers.isfinite()).sum())
@@ -127,20 +130,21 @@ def expect_close(got: Any, want: Any, what: str, rtol: float = 1e-3) -> None:
     what : str
         What the numbers are, to begin the message with.
     rtol : float, default 1e-3
-        Largest difference that passes, as a part of the largest right value.
+        Largest difference that passes, as a part of the largest right value (in size).
 
     Raises
     ------
     NotSolved
         If shapes or values differ, or a value is not finite.
     """
-    right = torch.as_tensor(want, dtype=torch.float64)
+    right = torch.as_tensor(want, dtype=torch.float64, device="cpu").detach()
     off = (expect_shape(got, tuple(right.shape), what) - right).abs()
     scale = right.abs().max()
-    if off.max() > rtol * scale:
-        many = f" in {int((off > rtol * scale).sum())} of {off.numel()} places" if off.numel() > 1 else ""
-        size = f"by up to {off.max() / scale:.0%} of the largest right value" if scale > 0 else "from zero"
-        raise NotSolved(f"{what} is off {size}{many}")
+    wrong = off > rtol * scale
+    if wrong.any():
+        places = f" in {int(wrong.sum())} of {off.numel()} places" if off.numel() > 1 else ""
+        size = f"{off.max() / scale:.1%} of the largest right value" if scale > 0 else f"{off.max():.2g}"
+        raise NotSolved(f"{what}: off by up to {size}{places}")
 
 
 def make_stub(source: str) -> str:
@@ -165,7 +169,7 @@ def make_stub(source: str) -> str:
     stub: list[str] = []
     inside = False
     n_blocks = 0
-    for line in source.splitlines():
+    for line in source.split("\n"):
         marker = line.strip()
         if marker in (BEGIN, END):
             if inside == (marker == BEGIN):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -51,7 +52,9 @@ def figure_png(fig: Figure) -> bytes:
     Returns
     -------
     bytes
-        PNG without date or version: 8-bit grey where the figure has no colour, else 24-bit colour.
+        PNG without date or version: 8-bit grey where the figure has no colour, else 24-bit colour. It is not
+        reduced to a palette: a hardly visible change of the data would then choose another palette, and two
+        runs could no longer be compared.
     """
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)
@@ -132,8 +135,8 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     n_columns : int, optional
         Films in a row; by default rows of like length, at most 6 films long.
     masks : mapping of str to Tensor, optional
-        Structures to colour, name to (N, H, W) bool. One colour a name, with a legend; a name whose mask is
-        empty in every film is left out of the legend.
+        At most 9 structures to colour, name to (N, H, W) bool. The colour goes by the place in the mapping; a
+        structure that is in no film is left out of the legend.
     film_size : float, default 1.4
         Width of a film in inches.
     suptitle : str, optional
@@ -149,7 +152,7 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     Raises
     ------
     ValueError
-        If `images` is no batch of films, or `titles` or a mask do not fit it.
+        If `images` is no batch of films, `titles` or a mask do not fit it, or there are more than 9 masks.
     """
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; expected (N, 1, H, W) with N at least 1")
@@ -158,11 +161,13 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
         raise ValueError(f"{len(titles)} titles for {n_films} films; expected one each")
     masks = masks or {}
     for name, mask in masks.items():
-        if mask.shape != (n_films, height, width):
-            raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}; "
-                             f"expected {(n_films, height, width)}")
-    coloured = {name: colour for (name, mask), colour
-                in zip(masks.items(), sns.color_palette("colorblind", len(masks)), strict=True) if mask.any()}
+        if mask.shape != (n_films, height, width) or mask.dtype != torch.bool:
+            raise ValueError(f"mask {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
+                             f"expected torch.bool of shape {(n_films, height, width)}")
+    colours = [colour for colour in sns.color_palette("colorblind") if max(colour) > min(colour)]  # but grey
+    if len(masks) > len(colours):
+        raise ValueError(f"{len(masks)} masks; expected at most {len(colours)}, as many as there are colours")
+    coloured = {name: colour for name, colour in zip(masks, colours, strict=False) if masks[name].any()}
     n_columns = min(n_columns or math.ceil(n_films / math.ceil(n_films / 6)), n_films)
     n_rows = math.ceil(n_films / n_columns)
     wrapped = [textwrap.fill(title, max(8, int(film_size * 11))) for title in titles or ()]
@@ -179,7 +184,7 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     for ax in axes[n_films:]:
         ax.remove()
     for i, ax in enumerate(axes[:n_films]):
-        ax.imshow(images[i, 0].detach().cpu(), cmap="gray", vmin=-1, vmax=1)
+        ax.imshow(images[i, 0].detach().cpu().numpy(), cmap="gray", vmin=-1, vmax=1)
         for name, colour in coloured.items():
             ax.imshow(_veil(masks[name][i], colour))
         if wrapped:

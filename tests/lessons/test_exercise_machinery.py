@@ -1,0 +1,261 @@
+"""Stubs come from solutions; self-checks say what is wrong."""
+
+import math
+import sys
+import textwrap
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genailab_helpers import lessons
+from genailab_helpers.lessons import check, exercises
+from genailab_helpers.lessons.exercises import (
+    NotSolved,
+    expect_close,
+    expect_shape,
+    find_exercises,
+    make_stub,
+    refresh_stubs,
+    self_check,
+)
+
+SOLUTION = textwrap.dedent('''\
+    def attenuate(mu, length):
+        """Return the part of the rays that passes."""
+        # BEGIN SOLUTION
+        depth = mu * length
+        return math.exp(-depth)
+        # END SOLUTION
+
+    check("99.1", attenuate)''')
+STUB = textwrap.dedent('''\
+    def attenuate(mu, length):
+        """Return the part of the rays that passes."""
+        ...  # your code here
+
+    check("99.1", attenuate)''')
+
+
+@pytest.fixture(autouse=True)
+def _checks(monkeypatch):
+    """Give every test its own exercise 99.1 and leave none behind."""
+    monkeypatch.setattr(exercises, "_checks", {})
+
+    @self_check("99.1")
+    def judge(attenuate):
+        expect_close(attenuate(2.0, 3.0), math.exp(-6.0), "what passes through 3 cm")
+
+
+# stubs
+
+def test_a_stub_is_the_solution_without_its_blocks():
+    assert make_stub(SOLUTION) == STUB
+
+
+lines = st.sampled_from(["a = 1", "", "# a remark", "for i in range(3):\n    b = i", 'text = """x\ny"""'])
+blocks = st.lists(st.sampled_from(["secret = 1", "", "if secret:\n    secret = 2"]), max_size=3)
+
+
+@given(st.lists(st.tuples(lines, blocks, st.integers(0, 2)), min_size=1, max_size=4), lines)
+def test_whatever_stands_outside_the_blocks_stays_and_nothing_of_the_inside_does(pieces, last):
+    solution, stub = [], []
+    for outside, inside, depth in pieces:
+        heads = [f"{'    ' * level}if True:" for level in range(depth)]
+        indent = "    " * depth
+        block = textwrap.indent("\n".join(["# BEGIN SOLUTION", *inside, "# END SOLUTION"]), indent)
+        solution += [outside, *heads, block]
+        stub += [outside, *heads, f"{indent}...  # your code here"]
+    source = "\n".join([*solution, last])
+    assert make_stub(source) == "\n".join([*stub, last])
+    assert "secret" not in make_stub(source)
+    exec(make_stub(source), {})  # it runs
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("a = 1", "at least one block"),
+    ("# BEGIN SOLUTION\na = 1", "at least one block"),
+    ("a = 1\n# END SOLUTION", "'# END SOLUTION' stands where none may"),
+    ("# BEGIN SOLUTION\n# BEGIN SOLUTION\n# END SOLUTION\n# END SOLUTION", "'# BEGIN SOLUTION' stands"),
+    ("if True:\n# BEGIN SOLUTION\n    a = 1\n# END SOLUTION", "not valid Python"),
+])
+def test_a_solution_that_makes_no_stub_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        make_stub(source)
+
+
+# cells of a notebook
+
+def cell(source, *tags):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def exercise(number="99.1", stub="old", solution=SOLUTION):
+    return [cell(stub, "exercise-stub", f"exercise-{number}"),
+            cell(solution, "exercise-solution", f"exercise-{number}")]
+
+
+def notebook(*cells):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 99. A lesson"), *cells])
+
+
+def test_stubs_are_refreshed_and_nothing_else_is_touched():
+    book = notebook(*exercise(), cell("1 + 1"), *exercise("99.2"))
+    before = [c.source for c in book.cells]
+    assert find_exercises(book) == {"99.1": (1, 2), "99.2": (4, 5)}
+    refresh_stubs(book)
+    assert [c.source for c in book.cells] == [STUB if i in (1, 4) else s for i, s in enumerate(before)]
+    nbformat.validate(book)
+
+
+@pytest.mark.parametrize(("cells", "message"), [
+    (exercise()[1:], r"exercise 99.1 has stubs in cells \[\]"),
+    (exercise()[:1], r"solutions in cells \[\]"),
+    ([exercise()[0], *exercise()], r"exercise 99.1 has stubs in cells \[1, 2\]"),
+    ([*exercise(), exercise()[1]], r"solutions in cells \[2, 3\]"),
+    (exercise()[::-1], "one stub and one solution after it"),
+    ([cell("a", "exercise-stub")], "one such as exercise-2.1"),
+    ([cell("a", "exercise-stub", "exercise-solution", "exercise-99.1")], "one of exercise-stub"),
+    (exercise(solution="a = 1"), "exercise 99.1: expected at least one block"),
+    ([*exercise(), *exercise("99.2", solution="a = 1")], "exercise 99.2"),
+])
+def test_a_faulty_exercise_is_named_and_the_notebook_stays_as_it_was(cells, message):
+    book = notebook(*cells)
+    before = nbformat.writes(book)
+    with pytest.raises(ValueError, match=message):
+        refresh_stubs(book)
+    assert nbformat.writes(book) == before
+
+
+# self-checks
+
+def verdict(capsys, answer, number="99.1"):
+    check(number, answer)
+    [line] = capsys.readouterr().out.splitlines()
+    return line
+
+
+def run(source):
+    space = {"check": check, "math": math}
+    exec(source, space)
+
+
+def test_the_stub_fails_and_the_solution_passes(capsys):
+    run(make_stub(SOLUTION))
+    run(SOLUTION)
+    assert capsys.readouterr().out.splitlines() == [
+        "Exercise 99.1 not solved yet: nothing has been returned yet", "Exercise 99.1 solved."]
+
+
+@pytest.mark.parametrize("blank", [None, ..., lambda mu, length: None, lambda mu, length: ...])
+def test_a_blank_is_told_from_a_wrong_answer(capsys, blank):
+    assert verdict(capsys, blank) == "Exercise 99.1 not solved yet: nothing has been returned yet"
+
+
+def test_a_wrong_answer_is_told_by_how_much(capsys):
+    line = verdict(capsys, lambda mu, length: 1.25 * math.exp(-mu * length))
+    assert line == ("Exercise 99.1 not solved yet: what passes through 3 cm: "
+                    "off by up to 25.0% of the largest right value")
+
+
+def test_an_error_in_the_answer_is_one_line_with_its_type_and_message(capsys):
+    def answer(mu, length):
+        raise KeyError("no\nsuch\nthing " + "x " * 500)
+
+    line = verdict(capsys, answer)
+    assert line.startswith("Exercise 99.1 not solved yet: your code stopped with KeyError: ")
+    assert "such" in line
+    assert len(line) < 300
+    assert "TypeError" in verdict(capsys, lambda: 1)  # takes too few arguments
+
+
+def test_answers_that_are_no_functions_are_judged_as_they_are(capsys):
+    seen = []
+    self_check("99.2")(seen.append)
+    layer = torch.nn.Linear(1, 1)
+    assert verdict(capsys, layer, "99.2") == "Exercise 99.2 solved."
+    assert seen == [layer]
+
+
+@pytest.mark.parametrize(("number", "message"), [
+    ("99.7", "there is no exercise 99.7; lesson 99 has 99.1"),
+    ("98.1", "lesson 98 has none"),
+    ("two", "form '2.1'"),
+])
+def test_an_unknown_exercise_is_an_error(number, message):
+    with pytest.raises(ValueError, match=message):
+        check(number, 1)
+
+
+@pytest.fixture
+def lesson_97(monkeypatch, tmp_path):
+    """Give the path of a module of checks that the package does not have."""
+    monkeypatch.setattr(lessons, "__path__", [*lessons.__path__, str(tmp_path)])
+    yield tmp_path / "checks_97.py"
+    sys.modules.pop("genailab_helpers.lessons.checks_97", None)
+
+
+def test_checks_of_a_lesson_are_imported_when_they_are_needed(capsys, lesson_97):
+    lesson_97.write_text("from genailab_helpers.lessons.exercises import self_check\n"
+                         "self_check('97.1')(lambda answer: None)\n")
+    assert verdict(capsys, 1, "97.1") == "Exercise 97.1 solved."
+
+
+def test_a_broken_module_of_checks_is_not_taken_for_a_missing_one(lesson_97):
+    lesson_97.write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        check("97.1", 1)
+
+
+def test_two_checks_of_one_exercise_are_refused_and_a_reload_is_not():
+    def judge_again(answer):
+        """Another check."""
+
+    with pytest.raises(ValueError, match=r"99\.1 has two self-checks"):
+        self_check("99.1")(judge_again)
+    self_check("99.2")(judge_again)
+    assert self_check("99.2")(judge_again) is judge_again
+
+
+# expectations
+
+@pytest.mark.parametrize("got", [[1.0, 2.0], (1, 2), np.array([1, 2]), torch.tensor([1.0, 2.0005]),
+                                 torch.tensor([1.0, 2.0], requires_grad=True)])
+def test_right_numbers_of_any_kind_pass(got):
+    expect_close(got, torch.tensor([1.0, 2.0]), "both")
+
+
+@pytest.mark.parametrize(("got", "message"), [
+    ([1.0, 2.2], "both: off by up to 10.0% of the largest right value in 1 of 2 places"),
+    ([1.0], r"both should have shape \(2,\), yours has \(1,\)"),
+    ([1.0, math.nan], "both should be finite, 1 of your 2 values are not"),
+    ("two", "both should be made of numbers, yours is a str"),
+    ([[1.0], [1.0, 2.0]], "made of numbers, yours is a list"),
+])
+def test_wrong_numbers_are_told_without_the_right_ones(got, message):
+    with pytest.raises(NotSolved, match=message):
+        expect_close(got, [1.0, 2.0], "both")
+
+
+@given(st.floats(0.01, 100), st.floats(-0.5, 0.5).filter(lambda off: abs(abs(off) - 1e-3) > 1e-9))
+def test_the_tolerance_is_relative(want, off):
+    if abs(off) < 1e-3:
+        expect_close(want * (1 + off), want, "it")
+    else:
+        with pytest.raises(NotSolved, match="off by up to"):
+            expect_close(want * (1 + off), want, "it")
+
+
+def test_zero_is_met_by_zero_alone():
+    expect_close(torch.zeros(3), [0, 0, 0], "the background")
+    with pytest.raises(NotSolved, match=r"off by up to 0\.5 in 1 of 3 places"):
+        expect_close([0, 0.5, 0], torch.zeros(3), "the background")
+
+
+def test_a_shape_is_demanded_and_the_numbers_come_back():
+    assert expect_shape([[1, 2]], (1, 2), "a row").dtype == torch.float64
+    with pytest.raises(NotSolved, match="a row should have shape"):
+        expect_shape([1, 2], (1, 2), "a row")

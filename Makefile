@@ -1,0 +1,58 @@
+# From a fresh clone: `make run` or `make test`. Needs Python 3.11 or newer, git, and the network once, for set-up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+MADE_BENCH := $(VENV)/.made-bench
+
+# Tests on real films skip where this is unset.
+ifneq ($(wildcard ../shared/data),)
+export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help run test test-slow lab record bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+run: $(MADE) ## execute every lesson; notebooks and pages go to build/
+	$(BIN)/genailab run
+
+test: $(MADE) ## ruff, mypy, the quick tests, then every notebook against its recorded outputs
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+test-slow: $(MADE) ## the tests that take more than about ten seconds each
+	$(BIN)/python -m pytest -m slow || { code=$$?; \
+		test $$code -eq 5 && ! grep -rq "mark\.slow" tests --include="*.py" || exit $$code; }
+
+lab: $(MADE) ## open JupyterLab on the lessons
+	$(BIN)/jupyter lab notebooks
+
+record: $(MADE) ## execute the notebooks and write their outputs, the reference of the tests
+	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb
+
+bench: $(MADE_BENCH) ## run every bench_*.py script under tests/, one after the other
+	@set -e; for script in $$(find tests -name "bench_*.py" | sort); do \
+		echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove the environment, build/ and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find genailab_helpers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made once, and again when the files that describe it change. The base interpreter is asked for, because PYTHON
+# may be the one of the very environment that is about to be replaced.
+$(MADE): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "GenAI Lab needs Python 3.11 or \
+	newer, and $(PYTHON) is not; name another one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	base=$$($(PYTHON) -c "import sys; print(sys._base_executable)") && \
+		rm -rf $(VENV) && "$$base" -m venv $(VENV)
+	$(BIN)/python -m pip install -e ".[test]" -c constraints.txt
+	@touch $@
+
+$(MADE_BENCH): $(MADE)
+	$(BIN)/python -m pip install -e ".[bench]" -c constraints.txt
+	@touch $@

@@ -1,0 +1,265 @@
+"""Read one file of any common kind as a radiograph, or say clearly why it is none.
+
+Public X-ray sets mix bit depths, colour modes, DICOM and broken files. Everything that is read here comes out
+in one form: a float32 tensor `(1, H, W)` in [-1, 1], -1 black (air), +1 white (bone), row 0 the head.
+"""
+
+import operator
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+MIN_SIDE = 16  # pixels; a film or a network input below this shows no anatomy
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # closed: Pillow hands an EPS file to Ghostscript
+_BIT_DEPTHS = (8, 10, 12, 14, 15, 16)  # what detectors and digitisers deliver
+_PROJECTION_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", ""})
+_WHITE_IS_ZERO = 0  # value of the TIFF tag PhotometricInterpretation
+_PHOTOMETRIC_TAG = 262
+_DICOM_HINT = 'pip install "genailab-helpers[dicom]"'
+
+
+class UnreadableRadiographError(ValueError):
+    """A file that cannot be read as a radiograph.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; kept as the attribute `path`.
+    reason : str
+        What is wrong with it, in a few words; kept as the attribute `reason`.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(path, reason)  # both as arguments, so that the error survives a worker process
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the one line that a user sees."""
+        return f"{self.path}: {self.reason}"
+
+
+def check_img_size(img_size: int, minimum: int = MIN_SIDE) -> int:
+    """Return `img_size` if it is the side of an image in pixels.
+
+    Parameters
+    ----------
+    img_size : int
+        What a caller gave as side of a square image; NumPy integers are welcome.
+    minimum : int, default 16
+        Smallest side allowed.
+
+    Returns
+    -------
+    int
+        The same number.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number (`True`, `3.5` and `"64"` are none) or below `minimum`.
+    """
+    try:
+        size = operator.index(img_size)
+    except TypeError:
+        size = -1
+    if isinstance(img_size, bool) or size < minimum:
+        raise ValueError(f"img_size={img_size!r}: expected a whole number of pixels, at least {minimum}")
+    return size
+
+
+def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
+    """Read one film.
+
+    Parameters
+    ----------
+    path : str or Path
+        A PNG, JPEG, BMP, TIFF or WebP file, told from its content and not from its name, or a DICOM file of a
+        projection radiograph (CR, DX and the like; with or without a suffix).
+    img_size : int, optional
+        Side in pixels, at least 16: the film is squashed to a square, antialiased, as
+        `torchvision.transforms.Resize((img_size, img_size))` does. By default the film keeps its size.
+
+    Returns
+    -------
+    Tensor
+        float32 `(1, H, W)` in [-1, 1], -1 black, +1 white, row 0 the top of the upright film.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        If the file is no radiograph, is damaged or absent, or needs a package that is not installed.
+    ValueError
+        If `img_size` is no whole number or below 16.
+
+    Notes
+    -----
+    Black and white are the ends of the *scale*, not the darkest and lightest pixel of the film, so contrast
+    and exposure stay what they were and nothing is clipped. 8-bit files have the scale 0 to 255. Deeper ones
+    (mode `I;16`, `I`, `F`) do not tell theirs, and a 10-bit film in a 16-bit PNG would come out black: their
+    scale is 0 to 2^b - 1 with the smallest b of 8, 10, 12, 14, 15, 16 that holds the largest pixel. Floats up
+    to 1 have the scale 0 to 1, or -1 to 1 if some are negative. Only where nothing fits (negative integers,
+    values above 65,535) is the film stretched from its minimum to its maximum. A 16-bit TIFF whose zero is
+    white is inverted.
+
+    Colours become luma (ITU-R BT.601), transparent pixels lie on black, and a 1-bit image is read as black
+    and white: whether it is a mask is for the audit of a data set to say. Large JPEGs are decoded at a
+    fraction of their size that is still at least twice `img_size`. What has a side below 16 px is no
+    radiograph.
+
+    DICOM (PS3.3 C.11): modality rescale, then the first VOI table or window, then MONOCHROME1 inverted.
+    Without a window the scale is what `BitsStored` declares.
+    """
+    path = Path(path)
+    if img_size is not None:
+        check_img_size(img_size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities of a film that is read all the same
+            film, box = _read_dicom(path) if is_dicom(path) else _read_image_file(path, img_size)
+    except (UnreadableRadiographError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom
+        raise UnreadableRadiographError(path, _reason(path, error)) from error
+    if min(film.size) < MIN_SIDE:
+        width, height = film.size
+        reason = f"{width} x {height} px; a radiograph has at least {MIN_SIDE} px a side"
+        raise UnreadableRadiographError(path, reason)
+    if img_size is not None:
+        film = film.resize((img_size, img_size), Image.Resampling.BILINEAR, box)
+    unit = np.asarray(ImageOps.exif_transpose(film))
+    return torch.from_numpy(unit * np.float32(2) - 1).clamp_(-1, 1)[None]  # the clamp mends rounding only
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Tell whether a file is marked as DICOM: the letters DICM after 128 bytes (PS3.10, 7.1)."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say in a few words why reading failed."""
+    if path.is_dir():
+        return "a folder; expected one film"
+    if not path.exists():
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "may not be read; check the permissions of the file"
+    if path.name == ".DS_Store" or path.name.startswith("._"):
+        return "a system file of macOS, no film; it can be deleted"
+    if path.stat().st_size == 0:
+        return "empty, 0 bytes; get the file again"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels for a radiograph ({error})"
+    return f"damaged or incomplete ({str(error) or type(error).__name__}); get the file again"
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _read_image_file(path: Path, img_size: int | None) -> tuple[Image.Image, _Box | None]:
+    """Read what Pillow reads: a film of mode F in [0, 1], not yet upright, and the part of it that counts.
+
+    A JPEG decoded at a fraction of its size is padded to whole blocks at the right and at the bottom; the box
+    leaves that padding out, which would shift the film by up to a pixel.
+    """
+    with Image.open(path, formats=_FORMATS) as image:
+        drafted = image.draft("L", None if img_size is None else (2 * img_size, 2 * img_size))
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            unit = _to_unit_scale(np.asarray(image))
+            if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+                unit = 1 - unit  # Pillow does this for 1 and 8 bits only
+        else:
+            unit = np.asarray(_to_grey(image), dtype=np.float32) / np.float32(255)
+        film = Image.fromarray(unit)
+        film.info = image.info  # holds the EXIF orientation
+        return film, None if drafted is None else drafted[1]
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Convert an image of 8 bits a channel, of any mode, to L, with black behind what is transparent."""
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode not in ("1", "L"):
+        image = image.convert("RGB")  # CMYK and LAB have no direct way to L
+    return image.convert("L")
+
+
+def _to_unit_scale(values: np.ndarray) -> np.ndarray:
+    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents."""
+    lowest, highest = float(values.min()), float(values.max())
+    if not np.isfinite(lowest + highest):
+        raise ValueError("some pixels are infinite or not a number")
+    if values.dtype.kind == "f" and lowest >= -1 and highest <= 1:
+        black, white = (-1.0, 1.0) if lowest < 0 else (0.0, 1.0)
+    elif lowest >= 0 and highest < 2**16:
+        black, white = 0.0, next(2.0**bits - 1 for bits in _BIT_DEPTHS if highest <= 2**bits - 1)
+    else:
+        black, white = lowest, highest
+    return ((values.astype(np.float64) - black) / max(white - black, 1e-12)).astype(np.float32)
+
+
+def _read_dicom(path: Path) -> tuple[Image.Image, None]:
+    """Read a projection radiograph in DICOM: a film of mode F in [0, 1]."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut
+    except ImportError:
+        raise UnreadableRadiographError(path, f"a DICOM file; reading those needs {_DICOM_HINT}") from None
+    film = pydicom.dcmread(path)
+    modality = film.get("Modality") or ""
+    photometric = film.get("PhotometricInterpretation")
+    frames = int(film.get("NumberOfFrames") or 1)
+    if modality not in _PROJECTION_MODALITIES:
+        raise UnreadableRadiographError(path, f"DICOM of modality {modality}; expected one such as CR or DX")
+    if not any(name in film for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableRadiographError(path, "DICOM without pixels")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnreadableRadiographError(path, f"DICOM with {photometric} pixels; expected grey ones")
+    if frames > 1:
+        raise UnreadableRadiographError(path, f"DICOM with {frames} frames; expected a single film")
+    try:
+        pixels = film.pixel_array
+    except (RuntimeError, NotImplementedError) as error:  # pydicom has no decoder for this compression
+        if "missing dependencies" not in str(error):
+            raise
+        kind = film.file_meta.TransferSyntaxUID.name
+        remedy = _DICOM_HINT if "JPEG 2000" in kind else "store it without compression, or as JPEG 2000"
+        raise UnreadableRadiographError(path, f"DICOM compressed as {kind}: {remedy}") from error
+    values, black, white = _apply_voi(film, np.asarray(apply_modality_lut(pixels, film), dtype=np.float64))
+    if black == white:
+        raise ValueError("its grey scale has no width")
+    unit = ((values - black) / (white - black)).astype(np.float32)
+    return Image.fromarray(1 - unit if photometric == "MONOCHROME1" else unit), None
+
+
+def _apply_voi(film: Any, values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Apply the first VOI table or window; return the values and the ends of their scale."""
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+    if film.get("VOILUTSequence"):
+        bits = film.VOILUTSequence[0].LUTDescriptor[2]
+        return apply_voi(values.astype(np.int64), film), 0.0, float(2**bits - 1)
+    if None not in (film.get("WindowCenter"), film.get("WindowWidth")):
+        # A window maps what lies outside onto the ends of its output, so two far values reveal them.
+        black, white = apply_windowing(np.array([-1e30, 1e30]), film)
+        return apply_windowing(values, film), float(black), float(white)
+    signed = film.PixelRepresentation == 1
+    stored = np.array([-(2 ** (film.BitsStored - 1)), 2 ** (film.BitsStored - 1) - 1] if signed
+                      else [0, 2**film.BitsStored - 1])
+    black, white = sorted(apply_modality_lut(stored, film))  # a negative slope swaps them
+    return values, float(black), float(white)

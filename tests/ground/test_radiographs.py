@@ -1,0 +1,585 @@
+"""One file of any kind becomes one (1, H, W) tensor in [-1, 1], or one clear line."""
+
+import pickle
+import struct
+import subprocess
+import sys
+import textwrap
+import warnings
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, TiffImagePlugin
+
+import genailab_helpers  # noqa: F401  (before torchvision)
+from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, is_dicom, read_radiograph
+
+HEIGHT, WIDTH = 60, 80
+
+
+def film(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Draw a smooth film in [0, 1] that no flip or turn leaves as it is, with pure black and pure white."""
+    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    values = 0.2 + 0.5 * x * (1 - y) + 0.3 * np.exp(-40 * ((x - 0.3) ** 2 + (y - 0.2) ** 2))
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def bytes_of(values: np.ndarray) -> np.ndarray:
+    return np.round(values * 255).astype(np.uint8)
+
+
+def expected(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values * 2 - 1).float()[None]
+
+
+def assert_read(path: Path, unit: np.ndarray) -> None:
+    """Compare a film with its values in [0, 1]."""
+    torch.testing.assert_close(read_radiograph(path), expected(unit), atol=2e-6, rtol=0)
+
+
+# ---------------------------------------------------------------- formats, modes and depths
+
+GREY = Image.fromarray(bytes_of(film()))
+
+
+def cmyk_with_black_ink_only() -> Image.Image:
+    ink = Image.fromarray(255 - bytes_of(film()))
+    nothing = Image.new("L", ink.size, 0)
+    return Image.merge("CMYK", (nothing, nothing, nothing, ink))
+
+
+def grey_palette() -> Image.Image:
+    image = Image.fromarray(255 - bytes_of(film())).convert("P")
+    image.putpalette([level for level in range(255, -1, -1) for _ in "rgb"])  # index 0 is white
+    return image
+
+
+def as_lab() -> Image.Image:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    to_lab = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
+    image = ImageCms.applyTransform(GREY.convert("RGB"), to_lab)
+    assert image is not None
+    return image
+
+
+LOSSLESS = {
+    "grey.png": GREY, "grey.bmp": GREY, "grey.tif": GREY, "grey.tiff": GREY,
+    "rgb.png": GREY.convert("RGB"), "rgba.png": GREY.convert("RGBA"), "la.png": GREY.convert("LA"),
+    "palette.png": grey_palette(), "cmyk.tif": cmyk_with_black_ink_only(),
+}
+
+
+@pytest.mark.parametrize("name", list(LOSSLESS))
+def test_lossless_files_are_read_to_the_bit(tmp_path, name):
+    LOSSLESS[name].save(tmp_path / name)
+    assert_read(tmp_path / name, bytes_of(film()) / 255)
+
+
+@pytest.mark.parametrize(("name", "image", "tolerance"), [
+    ("grey.jpg", GREY, 0.03), ("rgb.jpeg", GREY.convert("RGB"), 0.03),
+    ("grey.webp", GREY.convert("RGB"), 0.05), ("cmyk.jpg", cmyk_with_black_ink_only(), 0.05),
+    ("lab.tif", as_lab(), 0.03)])
+def test_lossy_files_are_read_nearly(tmp_path, name, image, tolerance):
+    image.save(tmp_path / name, **({} if name.endswith("tif") else {"quality": 95}))
+    read = read_radiograph(tmp_path / name)
+    assert (read - expected(film())).abs().max() < tolerance
+
+
+def test_colours_become_luma(tmp_path):
+    """ITU-R BT.601: Y = .299 R + .587 G + .114 B, to a level of 8 bits."""
+    for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50)]:
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "colour.png")
+        level = float(np.dot(colour, (0.299, 0.587, 0.114))) / 255
+        read = float(read_radiograph(tmp_path / "colour.png").mean())
+        assert read == pytest.approx(2 * level - 1, abs=2 / 255)
+
+
+def test_transparent_pixels_lie_on_black(tmp_path):
+    for mode, pixel in (("LA", (200, 51)), ("RGBA", (200, 200, 200, 51))):
+        Image.new(mode, (20, 20), pixel).save(tmp_path / "film.png")
+        assert float(read_radiograph(tmp_path / "film.png").mean()) == pytest.approx(
+            2 * (200 * 51 / 255) / 255 - 1, abs=2 / 255)
+    GREY.save(tmp_path / "keyed.png", transparency=255)  # one level of grey is declared transparent
+    keyed = bytes_of(film())
+    keyed[keyed == 255] = 0
+    assert_read(tmp_path / "keyed.png", keyed / 255)
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    Image.fromarray(film() > 0.5).save(tmp_path / "mask.png")
+    assert_read(tmp_path / "mask.png", (film() > 0.5) * 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+def test_deep_films_keep_their_scale_and_are_never_clipped(tmp_path, bits, suffix):
+    """The brightest pixel is at 80 % of the scale: more than the next smaller depth holds."""
+    pixels = np.round(0.8 * film() * (2**bits - 1)).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / f"deep{suffix}")
+    assert_read(tmp_path / f"deep{suffix}", pixels / (2**bits - 1))
+
+
+def test_big_endian_and_white_is_zero_tiffs(tmp_path):
+    pixels = np.round(film() * 65535).astype(np.uint16)
+    Image.fromarray(pixels.astype(">u2")).save(tmp_path / "big.tif")
+    assert_read(tmp_path / "big.tif", pixels / 65535)
+    white_is_zero = TiffImagePlugin.ImageFileDirectory_v2()
+    white_is_zero[262] = 0
+    for depth, stored in (("16", pixels), ("8", bytes_of(film()))):
+        Image.fromarray(stored).save(tmp_path / f"{depth}.tif", tiffinfo=white_is_zero)
+        with Image.open(tmp_path / f"{depth}.tif") as image:
+            assert image.getexif()[262] == 0
+            on_disk = np.frombuffer((tmp_path / f"{depth}.tif").read_bytes()[-stored.nbytes:], stored.dtype)
+        turned = 1 - on_disk.reshape(stored.shape) / np.iinfo(stored.dtype).max
+        assert_read(tmp_path / f"{depth}.tif", turned)
+
+
+@pytest.mark.parametrize(("pixels", "unit"), [
+    (film().astype(np.float32), film()),
+    (0.5 * film().astype(np.float32), 0.5 * film()),
+    (2 * film().astype(np.float32) - 1, film()),
+    (1000 * film().astype(np.float32), film() * 1000 / 1023),
+    (-800 + 2000 * film().astype(np.float32), film()),
+    (np.round(film() * 4095).astype(np.int32), np.round(film() * 4095) / 4095),
+    (np.round(film() * 100000).astype(np.int32), np.round(film() * 100000) / 100000),
+    (np.round(film() * 3000 - 1000).astype(np.int32), np.round(film() * 3000) / 3000),
+    (np.full((20, 20), -7, np.int32), np.zeros((20, 20))),
+    (np.ones((20, 20), np.uint16), np.full((20, 20), 1 / 255))],
+    ids=["unit", "dark unit", "signed unit", "float 10 bit", "float HU", "12 bit in 32", "deeper", "HU",
+         "flat", "nearly black"])
+def test_floats_and_32_bit_integers(tmp_path, pixels, unit):
+    Image.fromarray(pixels).save(tmp_path / "film.tif")
+    assert_read(tmp_path / "film.tif", unit)
+
+
+def test_all_black_is_a_film(tmp_path):
+    for dtype in (np.uint8, np.uint16, np.float32):
+        Image.fromarray(np.zeros((20, 30), dtype)).save(tmp_path / "black.tif")
+        assert torch.equal(read_radiograph(tmp_path / "black.tif"), torch.full((1, 20, 30), -1.0))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
+    """The stored pixels are turned by the inverse of what the tag asks for."""
+    upright = bytes_of(film())
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+              6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored)).convert("RGB")
+    image.save(tmp_path / f"film{suffix}", exif=exif, quality=95)
+    read = read_radiograph(tmp_path / f"film{suffix}")
+    assert read.shape == (1, HEIGHT, WIDTH)
+    assert (read - expected(film())).abs().max() < 0.05
+
+
+# ---------------------------------------------------------------- size
+
+def test_resizing_is_that_of_torchvision(tmp_path):
+    """torchvision rounds an 8-bit film twice, along x and y, each time by up to half a level of 2 / 255."""
+    from torchvision.transforms import Resize
+
+    GREY.save(tmp_path / "film.png")
+    theirs = np.asarray(Resize((32, 32))(GREY)) / 255
+    ours = read_radiograph(tmp_path / "film.png", 32)
+    assert (ours - expected(theirs)).abs().max() <= 2 * (2 / 255) / 2 + 1e-6
+
+
+def test_resizing_is_antialiased_and_deep_films_stay_deep(tmp_path):
+    stripes = np.zeros((320, 320), np.uint16)
+    stripes[:, ::2] = 65535
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    read = read_radiograph(tmp_path / "stripes.png", 16)
+    assert read.shape == (1, 16, 16)
+    assert read[:, :, 1:-1].abs().max() < 0.02  # the mean of black and white
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_large_jpegs_in_draft_mode_differ_little_from_a_full_decode(tmp_path, orientation):
+    """1,306 px are no multiple of 8: the padding of the last block must not shift the film."""
+    big = Image.fromarray(bytes_of(film(1306, 1047)))
+    exif = Image.Exif()
+    exif[274] = orientation
+    big.save(tmp_path / "big.jpg", quality=95, exif=exif)
+    full = Image.fromarray(read_radiograph(tmp_path / "big.jpg")[0].numpy())
+    for img_size in (64, 224):
+        slow = torch.from_numpy(np.array(full.resize((img_size, img_size), Image.Resampling.BILINEAR)))
+        difference = (read_radiograph(tmp_path / "big.jpg", img_size)[0] - slow).abs()
+        assert difference.mean() < 0.002
+        assert difference.max() < 0.03
+
+
+def test_draft_mode_decodes_a_fraction_at_least_twice_the_size(tmp_path, monkeypatch):
+    Image.fromarray(bytes_of(film(1600, 1600))).convert("RGB").save(tmp_path / "big.jpg")
+    decoded = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize",
+                        lambda self, *args: decoded.append(self.size) or resize(self, *args))
+    for img_size in (64, 128, 300, 500, 900):
+        read_radiograph(tmp_path / "big.jpg", img_size)
+    assert decoded == [(200, 200), (400, 400), (800, 800), (1600, 1600), (1600, 1600)]
+
+
+@pytest.mark.parametrize("img_size", [0, -1, 15, 3.5, 64.0, True, "64", [64]])
+def test_bad_img_size_is_one_clear_error(tmp_path, img_size):
+    GREY.save(tmp_path / "film.png")
+    for call in (lambda: read_radiograph(tmp_path / "film.png", img_size), lambda: check_img_size(img_size)):
+        with pytest.raises(ValueError, match=r"^img_size=.*: expected a whole number of .*, at least 16$"):
+            call()
+
+
+def test_good_img_size_comes_back_as_int():
+    assert [check_img_size(16), check_img_size(np.int64(64)), check_img_size(8, minimum=8)] == [16, 64, 8]
+    assert type(check_img_size(np.int64(64))) is int
+    with pytest.raises(ValueError, match="img_size=True"):
+        check_img_size(True, minimum=1)
+
+
+# ---------------------------------------------------------------- DICOM
+
+def save_dicom(path: Path, pixels: np.ndarray | None, **tags: object) -> Path:
+    pydicom = pytest.importorskip("pydicom", reason='DICOM tests need pip install "genailab-helpers[dicom]"')
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    film = pydicom.Dataset()
+    film.file_meta = pydicom.dataset.FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # CR image storage
+    film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    film.Modality, film.PhotometricInterpretation, film.SamplesPerPixel = "CR", "MONOCHROME2", 1
+    if pixels is not None:
+        film.Rows, film.Columns = pixels.shape[:2]
+        film.BitsAllocated = film.BitsStored = 8 * pixels.dtype.itemsize
+        film.PixelRepresentation = int(pixels.dtype.kind == "i")
+        film.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(film, name, value)
+    film.HighBit = film.get("BitsStored", 8) - 1
+    film.save_as(path, enforce_file_format=True)
+    return path
+
+
+TWELVE = np.round(film() * 4095).astype(np.uint16)
+
+
+@pytest.mark.parametrize(("pixels", "tags", "unit"), [
+    (bytes_of(film()), {}, bytes_of(film()) / 255),
+    (TWELVE, {"BitsStored": 12}, TWELVE / 4095),
+    (TWELVE // 2, {"BitsStored": 12}, (TWELVE // 2) / 4095),  # no stretching of a dark film
+    (TWELVE, {"BitsStored": 12, "PhotometricInterpretation": "MONOCHROME1"}, 1 - TWELVE / 4095),
+    (TWELVE, {"BitsStored": 12, "RescaleSlope": "0.5", "RescaleIntercept": "-100"}, TWELVE / 4095),
+    (TWELVE, {"BitsStored": 12, "RescaleSlope": "-1", "RescaleIntercept": "4095"}, 1 - TWELVE / 4095),
+    ((TWELVE.astype(np.int16) - 2048), {"BitsStored": 12}, TWELVE / 4095),
+    # LINEAR_EXACT of centre 2000 and width 1000: 1500 is black, 2500 white (PS3.3 C.11.2.1.3.2)
+    (TWELVE, {"BitsStored": 12, "WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "LINEAR_EXACT"},
+     ((TWELVE - 1500.0) / 1000).clip(0, 1)),
+    # LINEAR: ((x - (c - .5)) / (w - 1) + .5) (PS3.3 C.11.2.1.2.1); the first of two, after the rescale
+    (TWELVE, {"BitsStored": 12, "WindowCenter": [1000, 9], "WindowWidth": [501, 9], "RescaleSlope": "0.5",
+              "RescaleIntercept": "0"}, ((TWELVE / 2 - 999.5) / 500 + 0.5).clip(0, 1)),
+    (TWELVE, {"BitsStored": 12, "WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"},
+     1 / (1 + np.exp(-4 * (TWELVE - 2000.0) / 1000))),
+], ids=["8 bit", "12 bit", "dark", "monochrome1", "rescale", "negative slope", "signed", "window",
+        "first window", "sigmoid"])
+def test_dicom_scales(tmp_path, pixels, tags, unit):
+    assert_read(save_dicom(tmp_path / "film", pixels, **tags), unit)
+
+
+def test_dicom_table_comes_before_the_window(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [256, 0, 12]
+    table.LUTData = [4095 - 16 * level for level in range(256)]
+    table["LUTData"].VR = "US"
+    path = save_dicom(tmp_path / "film.dcm", bytes_of(film()), VOILUTSequence=[table],
+                      WindowCenter=5, WindowWidth=3)
+    unit = (4095 - 16.0 * bytes_of(film())) / 4095
+    assert_read(path, unit)
+
+
+def test_dicom_is_told_from_its_mark_and_resized(tmp_path):
+    path = save_dicom(tmp_path / "named.png", TWELVE, BitsStored=12)
+    assert is_dicom(path)
+    assert read_radiograph(path, 32).shape == (1, 32, 32)
+    GREY.save(tmp_path / "film.dcm", format="PNG")
+    assert not is_dicom(tmp_path / "film.dcm")
+    assert read_radiograph(tmp_path / "film.dcm").shape == (1, HEIGHT, WIDTH)
+
+
+def test_jpeg_2000_in_dicom(tmp_path):
+    pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
+    pydicom = pytest.importorskip("pydicom")
+    path = save_dicom(tmp_path / "film.dcm", TWELVE, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
+    compressed = pydicom.dcmread(path)
+    compressed.compress(pydicom.uid.JPEG2000Lossless)
+    compressed.save_as(path)
+    assert compressed.file_meta.TransferSyntaxUID.is_compressed
+    assert_read(path, 1 - TWELVE / 4095)
+
+
+@pytest.mark.parametrize(("pixels", "tags", "reason"), [
+    (None, {}, "DICOM without pixels"),
+    (TWELVE, {"Modality": "US"}, "DICOM of modality US; expected one such as CR or DX"),
+    (TWELVE, {"Modality": "MR"}, "DICOM of modality MR"),
+    (np.stack([bytes_of(film())] * 3, -1),
+     {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0},
+     "DICOM with RGB pixels; expected grey ones"),
+    (TWELVE, {"NumberOfFrames": 7}, "DICOM with 7 frames; expected a single film"),
+    (TWELVE, {"PixelData": TWELVE.tobytes()[:-2000]}, "damaged or incomplete"),
+    (TWELVE, {"RescaleSlope": "0", "RescaleIntercept": "5"}, "its grey scale has no width"),
+    (TWELVE[:8], {}, "80 x 8 px; a radiograph has at least 16 px a side")])
+def test_dicom_that_is_no_radiograph(tmp_path, pixels, tags, reason):
+    path = save_dicom(tmp_path / "film.dcm", pixels, **tags)
+    with pytest.raises(UnreadableRadiographError, match="film.dcm: .*" + reason):
+        read_radiograph(path)
+
+
+@pytest.mark.parametrize(("package", "compressed"), [("pydicom", False), ("pylibjpeg", True)])
+def test_a_missing_extra_says_what_brings_it(tmp_path, package, compressed):
+    """In a fresh process in which the package cannot be imported (nor Pillow's JPEG 2000 decoder used)."""
+    path = save_dicom(tmp_path / "film.dcm", TWELVE, BitsStored=12)
+    if compressed:
+        pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
+        import pydicom
+
+        small = pydicom.dcmread(path)
+        small.compress(pydicom.uid.JPEG2000Lossless)
+        small.save_as(path)
+    code = f"""
+        import sys
+        sys.modules["{package}"] = None
+        from PIL import features
+        check = features.check_codec
+        features.check_codec = lambda name: name != "jpg_2000" and check(name)
+        from genailab_helpers.radiographs import UnreadableRadiographError, read_radiograph
+        try:
+            read_radiograph(sys.argv[1])
+        except UnreadableRadiographError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path)],
+                          capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.endswith('pip install "genailab-helpers[dicom]"\n')
+    assert done.stdout.startswith(f"{path}: ")
+
+
+# ---------------------------------------------------------------- what is no radiograph
+
+def stored(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png() -> bytes:
+    return stored(Image.fromarray(bytes_of(film(300, 300))), "PNG")
+
+
+def jpeg() -> bytes:
+    return stored(Image.fromarray(bytes_of(film(600, 600))), "JPEG", quality=95)
+
+
+def png_with_bad_sum() -> bytes:
+    content = bytearray(png())
+    content[len(content) // 2] ^= 0xFF
+    return bytes(content)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb() -> bytes:
+    """Make a PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def small(width: int, height: int) -> bytes:
+    return stored(Image.new("L", (width, height), 155), "PNG")
+
+
+def tiff_cut_short() -> bytes:
+    content = stored(Image.fromarray(bytes_of(film(200, 200))), "TIFF", compression="tiff_lzw")
+    return content[:200] + bytes(400) + content[600:]
+
+
+def float_tiff_with_nan() -> bytes:
+    values = film().astype(np.float32)
+    values[3, 3] = np.nan
+    return stored(Image.fromarray(values), "TIFF")
+
+
+BROKEN = {
+    "zero.png": (lambda: b"", "empty, 0 bytes"),
+    "text.png": (lambda: b"no picture, only words\n" * 9, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
+    "page.jpg": (lambda: b"<!DOCTYPE html><html></html>", "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
+    "film.dcm": (lambda: b"not DICOM" * 50, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
+    "dicom.dcm": (lambda: bytes(128) + b"DICM" + b"\x00\x01garbage" * 20, "DICOM without pixels|damaged"),
+    "program.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "neither PNG, JPEG"),
+    "header.jpg": (lambda: jpeg()[:180], "damaged or incomplete"),
+    "header.png": (lambda: png()[:60], "damaged or incomplete"),
+    "half.jpg": (lambda: jpeg()[:len(jpeg()) // 2], "damaged or incomplete"),
+    "half.png": (lambda: png()[:len(png()) * 6 // 10], "damaged or incomplete"),
+    "sum.png": (png_with_bad_sum, "damaged or incomplete"),
+    "lzw.tif": (tiff_cut_short, "damaged or incomplete"),
+    "nan.tif": (float_tiff_with_nan, "infinite or not a number"),
+    "bomb.png": (bomb, "too many pixels for a radiograph"),
+    "dot.png": (lambda: small(1, 1), "1 x 1 px; a radiograph has at least 16 px a side"),
+    "strip.png": (lambda: small(2000, 3), "2000 x 3 px; a radiograph has at least 16 px a side"),
+    "._film.png": (lambda: b"\x00\x05\x16\x07" + bytes(100), "a system file of macOS"),
+    ".DS_Store": (lambda: b"\x00\x00\x00\x01Bud1" + bytes(100), "a system file of macOS"),
+}
+
+
+@pytest.mark.parametrize("img_size", [None, 64])
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_every_fault_is_one_clear_line(tmp_path, capfd, name, img_size):
+    make, reason = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(UnreadableRadiographError, match=reason) as caught:
+            read_radiograph(path, img_size)
+    assert caught.value.path == path
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    assert "\n" not in str(caught.value)
+    assert [str(w.message) for w in warned if w.category is not ResourceWarning] == []
+    if name != "lzw.tif":  # libtiff itself writes a line to stderr, which no Python code can hold back
+        assert capfd.readouterr() == ("", "")
+
+
+def test_a_film_that_makes_pillow_warn_is_read_in_silence(tmp_path, monkeypatch, recwarn):
+    GREY.save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    assert_read(tmp_path / "large.png", bytes_of(film()) / 255)
+    assert [warning.category for warning in recwarn] == []
+
+
+def test_a_folder_and_a_missing_file(tmp_path):
+    with pytest.raises(UnreadableRadiographError, match="a folder; expected one film"):
+        read_radiograph(tmp_path)
+    with pytest.raises(UnreadableRadiographError, match="no such file"):
+        read_radiograph(tmp_path / "absent.png")
+
+
+def test_the_error_survives_a_worker_process():
+    error = pickle.loads(pickle.dumps(UnreadableRadiographError("a/b.png", "torn")))
+    path = Path("a/b.png")
+    assert (str(error), error.path, error.reason) == (f"{path}: torn", path, "torn")
+    assert isinstance(error, ValueError)
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 2000), make=st.sampled_from([png, jpeg, tiff_cut_short]),
+       flips=st.lists(st.tuples(st.integers(0, 1999), st.integers(1, 255)), max_size=5))
+def test_damaged_bytes_give_a_film_or_the_one_error(tmp_path_factory, cut, make, flips):
+    content = bytearray(make())
+    for place, change in flips:
+        content[place % len(content)] ^= change
+    path = tmp_path_factory.mktemp("fuzz") / "film"
+    path.write_bytes(bytes(content[:len(content) - cut]))
+    with suppress(UnreadableRadiographError):
+        read = read_radiograph(path, 16)
+        assert read.shape == (1, 16, 16)
+        assert read.abs().max() <= 1
+
+
+# ---------------------------------------------------------------- real odd files
+
+MACOS, TORN, SMALL = "a system file of macOS", "damaged or incomplete", "at least 16 px a side"
+HARD_INPUTS = {  # shape of the film, or the reason why it is none
+    ".DS_Store": MACOS, "._01-July-2019-1.jpg": MACOS,
+    "5.dcm": (1970, 1625),  # DX, 8 bit
+    "COVID-120.png": (299, 299),
+    "CR_CSPINE_6154_noext": (16, 16),  # DICOM without a suffix, exactly as small as allowed
+    "Lat_Vertebra.png": (4280, 3520),  # a 1-bit mask: readable, black and white
+    "RG1_J2KI.dcm": (1955, 1841),  # CR, MONOCHROME1, 15 bit, JPEG 2000
+    "RG3_J2KI.dcm": (1760, 1760),  # CR, MONOCHROME1, 10 bit, JPEG 2000
+    "RG3_J2KI_inverted_10bit.png": (1760, 1760),
+    "all_black.png": (299, 299),  # a film without exposure is a film
+    "bad_crc.png": TORN,
+    "chrJapMulti.dcm": "DICOM without pixels",
+    "cmyk.jpeg": (603, 700),
+    "emri_small_jpeg_2k_lossless_too_short.dcm": "DICOM without pixels",  # it breaks off before them
+    "exif_orientation_3.jpeg": (603, 700), "exif_orientation_6.jpeg": (603, 700),
+    "exif_reference_upright.jpeg": (603, 700),
+    "gray16_12bit_range.png": (603, 700), "gray16_full_range.png": (603, 700),
+    "header_only.jpeg": TORN,
+    "inverted.png": (603, 700),  # a negative: readable, the audit finds it
+    "jpeg_named_png.png": (603, 700),  # told from its content
+    "la_half_alpha.png": (603, 700),
+    "one_pixel.png": SMALL,  # one pixel shows nothing
+    "palette.png": (603, 700),
+    "rgba_374x350_1-s2.0-S1684118220300682-main.pdf-003-b1.png": (350, 374),
+    "rgba_439x391_1-s2.0-S1684118220300682-main.pdf-003-b2.png": (391, 439),
+    "strip_2000x3.png": SMALL,  # three rows show nothing
+    "text_as_png.png": "neither PNG",
+    "truncated_50.jpeg": TORN, "truncated_60.png": TORN,
+    "zero_bytes.png": "empty, 0 bytes",
+}
+
+
+@pytest.fixture(scope="module")
+def hard_inputs(real_data: Path) -> Path:
+    if not (real_data / "hard_inputs").is_dir():
+        pytest.skip(f"{real_data} has no hard_inputs")
+    return real_data / "hard_inputs"
+
+
+def test_the_table_knows_every_hard_input(hard_inputs):
+    assert sorted(path.name for path in hard_inputs.iterdir()) == sorted(HARD_INPUTS)
+
+
+@pytest.mark.parametrize("name", list(HARD_INPUTS))
+def test_hard_inputs(hard_inputs, capfd, name):
+    outcome = HARD_INPUTS[name]
+    if isinstance(outcome, str):
+        for img_size in (None, 64):
+            with pytest.raises(UnreadableRadiographError, match=outcome):
+                read_radiograph(hard_inputs / name, img_size)
+    else:
+        read = read_radiograph(hard_inputs / name)
+        assert read.shape == (1, *outcome)
+        assert -1 <= read.min() <= read.max() <= 1
+        assert read_radiograph(hard_inputs / name, 64).shape == (1, 64, 64)
+        if name != "all_black.png":
+            assert read.std() > 0.05  # neither all white nor all black
+    assert capfd.readouterr() == ("", "")
+
+
+def test_variants_of_one_film_agree_with_its_upright_reference(hard_inputs):
+    reference = read_radiograph(hard_inputs / "exif_reference_upright.jpeg")
+    for name, tolerance in {"exif_orientation_3.jpeg": 0.02, "exif_orientation_6.jpeg": 0.02,
+                            "gray16_full_range.png": 0.02, "palette.png": 0.02, "cmyk.jpeg": 0.02,
+                            "gray16_12bit_range.png": 0.02, "jpeg_named_png.png": 0.0}.items():
+        assert (read_radiograph(hard_inputs / name) - reference).abs().mean() <= tolerance, name
+    assert (read_radiograph(hard_inputs / "inverted.png") + reference).abs().mean() < 0.02
+    half = read_radiograph(hard_inputs / "la_half_alpha.png")
+    assert ((half + 1) * 255 / 128 - 1 - reference).abs().mean() < 0.02
+
+
+def test_dicom_and_its_png_show_the_same(hard_inputs):
+    dicom = read_radiograph(hard_inputs / "RG3_J2KI.dcm", 256).flatten()
+    image = read_radiograph(hard_inputs / "RG3_J2KI_inverted_10bit.png", 256).flatten()
+    assert torch.corrcoef(torch.stack([dicom, image]))[0, 1] > 0.999
+
+
+def test_draft_mode_on_real_films(real_data):
+    films = sorted((real_data / "chest_xray_originals").rglob("*.jpeg"))
+    if not films:
+        pytest.skip(f"{real_data} has no chest_xray_originals")
+    for path in films:
+        full = read_radiograph(path)[0].numpy()
+        slow = torch.from_numpy(np.array(Image.fromarray(full).resize((64, 64), Image.Resampling.BILINEAR)))
+        assert (read_radiograph(path, 64)[0] - slow).abs().mean() < 0.003, path.name

@@ -1,12 +1,13 @@
 """Write whole or not at all, and know where caches live.
 
-Everything is written under a temporary name beside its target and renamed when it is complete, so that a kill or
-a full disk leaves either the old state or the new one, never half of it.
+Everything is written under a temporary name beside its target and renamed when it is complete, so that a kill
+or a full disk leaves either the old state or the new one, never half of it.
 """
 
+import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,22 +46,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        Whatever writing raised (a full disk, no permission); the temporary file is gone then and `path` is as
-        it was.
+        Whatever writing raised: no permission, or a full disk, whose error names `path`. The temporary file
+        is gone then and `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _explain_full_disk(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,17 +83,34 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     ------
     FileExistsError
         If `path` is a file or a folder that is not empty: nothing is mixed with what is already there.
+    OSError
+        Whatever writing raised; the temporary folder is gone then and `path` is as it was.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected a new or empty folder; choose another name or remove this one first")
+        raise FileExistsError(f"{path}: expected a new or empty folder; choose another or remove this one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary = _beside(path)
     try:
+        temporary.mkdir()
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
+        if path.exists():
+            path.rmdir()  # Windows renames onto no folder; a folder filled in the meantime stops it here
         os.replace(temporary, path)
+    except OSError as error:
+        _explain_full_disk(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Return a hidden name that nobody else uses, in the same folder and with the same suffix."""
+    return path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
+
+
+def _explain_full_disk(error: OSError, path: Path) -> None:
+    """Raise the error of a full disk again with the name of the target, which the system does not give."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = f"no room to write, nothing was changed ({os.strerror(error.errno)})"
+        raise OSError(error.errno, reason, str(path)) from error

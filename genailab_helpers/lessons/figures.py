@@ -172,14 +172,16 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     n_rows = math.ceil(n_films / n_columns)
     wrapped = [textwrap.fill(title, max(8, int(film_size * 11))) for title in titles or ()]
 
-    line = 1.6 * FONT_SIZE / 72  # inches
-    title_height = line * max((title.count("\n") + 1 for title in wrapped), default=0)
-    margin = 0.5 if ticks else 0.06
+    # The room that words need, in inches, so that the films come out as wide as asked.
+    n_lines = max((title.count("\n") + 1 for title in wrapped), default=0)
+    title_height = (1.2 * FONT_SIZE * n_lines + 6) / 72 if wrapped else 0
     legend_columns = max(1, int(n_columns * film_size / 1.5))
-    legend_height = line * math.ceil(len(coloured) / legend_columns)
+    legend_height = (1.75 * FONT_SIZE * math.ceil(len(coloured) / legend_columns) + 6) / 72 if coloured else 0
+    suptitle_height = 1.7 * FONT_SIZE / 72 if suptitle else 0
+    margin = 0.68 if ticks else 0.08
+    row_height = film_size * height / width + margin + title_height
     fig = Figure(figsize=(n_columns * (film_size + margin),
-                          n_rows * (film_size * height / width + margin + title_height)
-                          + legend_height + (1.3 * line if suptitle else 0)), layout="compressed")
+                          n_rows * row_height + legend_height + suptitle_height), layout="compressed")
     axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
     for ax in axes[n_films:]:
         ax.remove()
@@ -198,7 +200,7 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
                    loc="outside lower center", ncols=min(legend_columns, len(coloured)), frameon=False,
                    fontsize=FONT_SIZE)
     if suptitle:
-        fig.suptitle(suptitle)
+        fig.suptitle(suptitle, fontsize=FONT_SIZE + 2)
     return fig
 
 

@@ -55,10 +55,13 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
             raise ValueError(f"control {name}={control!r} is not understood; "
                              "expected (low, high, step), a list, True, False or a widget")
         widget.description = widget.description or name.replace("_", " ")
-        widget.style.description_width = "initial"  # as wide as the words: nothing is cut off
         if "continuous_update" in widget.traits():
             widget.continuous_update = False  # draw when the slider is let go, not at every pixel of its way
         widgets[name] = widget
+    longest = max((len(widget.description) for widget in widgets.values()), default=0)
+    for widget in widgets.values():  # names are not cut off, and what follows them stands in one column
+        widget.style.description_width = f"{longest}ch"
+        widget.layout.width = f"calc({longest}ch + 16em)"
     picture = ipywidgets.HTML()
 
     def redraw(_change: object = None) -> None:
@@ -67,7 +70,7 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
             if callable(described):
                 text = described(**values)
             else:
-                setting = ", ".join(f"{w.description} {values[name]}" for name, w in widgets.items())
+                setting = ", ".join(f"{w.description} {_words(values[name])}" for name, w in widgets.items())
                 text = f"{described} ({setting})"
             picture.value = figure_html(draw(**values), text)
         except Exception as error:
@@ -79,3 +82,8 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
         widget.observe(redraw, names="value")
     beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
     return ipywidgets.HBox([ipywidgets.VBox(list(widgets.values())), picture], layout=beside)
+
+
+def _words(value: object) -> str:
+    # A slider adds up its steps: 0.1, 0.2, 0.30000000000000004.
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -52,10 +52,18 @@ def test_a_control_that_cannot_be_understood_is_named():
         explore(bars, n_bars=object())
 
 
-def test_sliders_wait_until_they_are_let_go_and_names_are_not_cut():
+def test_sliders_wait_until_they_are_let_go_and_the_longest_name_has_room():
     controls, _ = parts(explore(bars, n_bars=(1, 9), colour=["red"]))
     assert controls["n bars"].continuous_update is False
-    assert all(control.style.description_width == "initial" for control in controls.values())
+    assert {control.style.description_width for control in controls.values()} == {f"{len('n bars')}ch"}
+
+
+def test_values_are_told_in_a_few_digits():
+    def draw(width=0.1 + 0.2):
+        return bars()
+
+    _, picture = parts(explore(draw, alt="bars", width=(0.0, 1.0, 0.1)))
+    assert "(width 0.3)" in picture.value
 
 
 def test_an_error_at_the_first_drawing_stops_the_cell():

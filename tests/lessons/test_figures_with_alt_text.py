@@ -134,6 +134,18 @@ def test_titles_are_wrapped_and_do_not_touch():
     assert boxes[0].x0 >= 0
 
 
+@pytest.mark.parametrize("words", [
+    {},
+    {"titles": ["consolidation of the right lower lobe"] * 3, "suptitle": "Three films"},
+    {"masks": {name: torch.ones(3, 16, 16, dtype=torch.bool) for name in ("heart", "left lung", "spine")}},
+])
+def test_films_are_as_wide_as_asked_whatever_the_words_take(words):
+    fig = film_grid(films(3), film_size=1.5, **words)
+    fig.draw_without_rendering()
+    widths = [ax.get_position().width * fig.get_figwidth() for ax in fig.axes]
+    assert widths == pytest.approx([1.5] * 3, rel=0.03)
+
+
 @pytest.mark.parametrize("ticks", [False, True])
 def test_axes_are_numbered_only_on_request(ticks):
     [ax] = film_grid(films(1), ticks=ticks).axes

@@ -51,7 +51,7 @@ def curve(colour="red"):
 
 
 @settings(max_examples=20, deadline=None)
-@given(alt=st.text(min_size=1).filter(lambda text: text.strip() and not set(text) & {"\r", "\0"}))
+@given(alt=st.text("\"'<>&;/ =ampé\n", min_size=1).filter(str.strip))
 def test_any_alternative_text_arrives_as_written(alt):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "figure_png", lambda fig: b"")  # here only the words count

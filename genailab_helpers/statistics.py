@@ -1,0 +1,193 @@
+"""How sure is a number: intervals and tests that respect patients.
+
+Films of one patient are alike, so the patient is what is resampled, permuted and kept on one side of a split.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.model_selection import StratifiedGroupKFold
+
+
+class Interval(NamedTuple):
+    """A number with its confidence interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        The estimate and the ends of the interval.
+    n : int
+        How many independent units (patients, or films where no patients are known) it rests on.
+    level : float
+        Confidence of the interval, 0.95 unless told.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        width = self.high - self.low
+        digits = 3
+        if 0 < width < math.inf:  # so many that the last one counts in steps of 2 to 20 % of the width
+            digits = max(0, math.floor(1.7 - math.log10(width)))
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}], n = {self.n}"
+
+
+def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, groups: ArrayLike | None = None,
+                       n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of `statistic(*arrays)`, resampling whole patients.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes arrays like `arrays` and returns one number. Where it returns NaN (a resample may lack a class),
+        the resample is left out.
+    *arrays : array_like
+        Equally long; rows are resampled together.
+    groups : array_like, optional
+        The patient of each row. Without it every row counts as its own patient.
+    n_resamples : int, default 1000
+        How many resamples are drawn.
+    level : float, default 0.95
+        Confidence, between 0 and 1.
+    seed : int, default 0
+        Start of the random numbers.
+
+    Returns
+    -------
+    Interval
+        `n` counts the patients.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length or are empty, or if most resamples give NaN.
+
+    Notes
+    -----
+    Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13. Do not use it for distances between sets,
+    which the repeated rows of a resample push up.
+    """
+    data = [np.asarray(a) for a in arrays]
+    members = _members(groups, data)
+    generator = np.random.default_rng(seed)
+    values = np.empty(n_resamples)
+    for i in range(n_resamples):
+        rows = np.concatenate([members[j] for j in generator.integers(len(members), size=len(members))])
+        values[i] = statistic(*(a[rows] for a in data))
+    if np.isnan(values).mean() > 0.5:
+        raise ValueError("statistic: NaN on more than half of the resamples; add patients of rare classes")
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(*data)), float(low), float(high), len(members), level)
+
+
+def paired_difference(metric: Callable[..., float], truth: ArrayLike, first: ArrayLike, second: ArrayLike,
+                      groups: ArrayLike | None = None, n_resamples: int = 1000, level: float = 0.95,
+                      seed: int = 0) -> Interval:
+    """Interval of `metric(truth, first) - metric(truth, second)`, both on the same resampled patients.
+
+    Parameters and errors are those of `bootstrap_interval`. Two models find the same films hard, so this is
+    narrower than what two separate intervals would allow.
+    """
+    return bootstrap_interval(lambda t, a, b: metric(t, a) - metric(t, b), truth, first, second,
+                              groups=groups, n_resamples=n_resamples, level=level, seed=seed)
+
+
+def permutation_p(statistic: Callable[..., float], labels: ArrayLike, *arrays: ArrayLike,
+                  groups: ArrayLike | None = None, n_permutations: int = 1000, seed: int = 0) -> float:
+    """How often shuffled labels do as well: a one-sided p-value of `statistic(labels, *arrays)`.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes labels and arrays and returns one number; large means association.
+    labels : array_like
+        (N,) what is shuffled, between whole patients.
+    *arrays : array_like
+        (N, ...) what stays.
+    groups : array_like, optional
+        The patient of each row; each patient must have one label.
+    n_permutations : int, default 1000
+        The smallest p-value possible is 1 / (n_permutations + 1).
+    seed : int, default 0
+        Start of the random numbers.
+
+    Returns
+    -------
+    float
+        In (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length or are empty, or a patient has two labels.
+
+    Notes
+    -----
+    p = (1 + #{shuffled >= observed}) / (1 + n_permutations) (Phipson and Smyth 2010).
+    """
+    truth, data = np.asarray(labels), [np.asarray(a) for a in arrays]
+    members = _members(groups, [truth, *data])
+    if any((truth[rows] != truth[rows[0]]).any() for rows in members):
+        raise ValueError("labels: expected one label a patient; leave out the patients that have two")
+    patient_of = np.empty(len(truth), dtype=int)
+    for number, rows in enumerate(members):
+        patient_of[rows] = number
+    patient_labels = truth[[rows[0] for rows in members]]
+    generator = np.random.default_rng(seed)
+    observed = statistic(truth, *data)
+    as_good = sum(statistic(generator.permutation(patient_labels)[patient_of], *data) >= observed
+                  for _ in range(n_permutations))
+    return (1 + as_good) / (1 + n_permutations)
+
+
+def grouped_folds(groups: ArrayLike, n_folds: int, seed: int,
+                  labels: ArrayLike | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split rows into folds so that no patient is on both sides.
+
+    Parameters
+    ----------
+    groups : array_like
+        (N,) the patient of each row.
+    n_folds : int
+        At least 2.
+    seed : int
+        Start of the random numbers.
+    labels : array_like, optional
+        (N,) classes whose shares the folds should keep as far as whole patients allow.
+
+    Returns
+    -------
+    list of (numpy.ndarray, numpy.ndarray)
+        `n_folds` pairs of row numbers, training and test; each row is in exactly one test part.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer patients than folds.
+    """
+    patients = np.asarray(groups)
+    if len(np.unique(patients)) < n_folds:
+        raise ValueError(f"groups: expected at least {n_folds} patients for {n_folds} folds, "
+                         f"got {len(np.unique(patients))}; ask for fewer folds")
+    classes = np.zeros(len(patients), dtype=int) if labels is None else np.asarray(labels)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    return list(splitter.split(patients, classes, patients))
+
+
+def _members(groups: ArrayLike | None, data: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows of each patient; every row alone where no patients are given."""
+    lengths = [len(a) for a in data] + ([] if groups is None else [len(np.asarray(groups))])
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise ValueError(f"expected arrays and groups of one length above 0, got the lengths {lengths}")
+    if groups is None:
+        return list(np.arange(lengths[0])[:, None])
+    _, patient_of = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(patient_of, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(patient_of[order])) + 1)

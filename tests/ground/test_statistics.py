@@ -1,0 +1,158 @@
+"""Intervals hold what they promise, and patients stay whole."""
+
+import math
+
+import numpy as np
+import pytest
+
+from genailab_helpers.statistics import (
+    Interval,
+    bootstrap_interval,
+    grouped_folds,
+    paired_difference,
+    permutation_p,
+)
+
+
+@pytest.mark.parametrize(("interval", "text"), [
+    (Interval(0.8512, 0.8101, 0.8798, 300), "0.85 [0.81, 0.88], n = 300"),
+    (Interval(127.3, 107.2, 154.4, 50), "127 [107, 154], n = 50"),
+    (Interval(0.5, 0.5, 0.5, 9), "0.500 [0.500, 0.500], n = 9"),
+    (Interval(0.97261, 0.97012, 0.97499, 9000), "0.9726 [0.9701, 0.9750], n = 9000"),
+])
+def test_an_interval_reads_well(interval, text):
+    assert str(interval) == text
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
+    x = np.random.default_rng(0).normal(size=400)
+    got = bootstrap_interval(np.mean, x, n_resamples=4000)
+    assert got.value == x.mean()
+    assert got.n == 400
+    # the spread of a 2.5 % quantile of 4,000 is about 3 % of the width
+    assert got.high - got.low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(400), rel=0.1)
+    narrower = bootstrap_interval(np.mean, x, level=0.5)
+    assert narrower.high - narrower.low < 0.5 * (got.high - got.low)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for seed in range(200):
+        got = bootstrap_interval(np.mean, generator.normal(size=60), n_resamples=200, seed=seed)
+        hits += got.low <= 0 <= got.high
+    assert 0.88 <= hits / 200 <= 0.985  # 0.94 expected at n = 60, two binomial spreads of 0.017 and more
+
+
+def test_ten_films_of_a_patient_count_once():
+    x = np.random.default_rng(2).normal(size=50)
+    alone = bootstrap_interval(np.mean, x)
+    films, patients = np.repeat(x, 10), np.repeat([f"p{i:02}" for i in range(50)], 10)
+    shuffled = np.random.default_rng(3).permutation(500)
+    grouped = bootstrap_interval(np.mean, films[shuffled], groups=patients[shuffled])
+    assert grouped == pytest.approx(alone)
+    ungrouped = bootstrap_interval(np.mean, films)
+    width = (alone.high - alone.low) / math.sqrt(10)
+    assert ungrouped.high - ungrouped.low == pytest.approx(width, rel=0.15)
+
+
+def test_rows_are_resampled_together():
+    x = np.random.default_rng(4).normal(size=(30, 2))
+    got = bootstrap_interval(lambda a, b: float(np.abs(a[:, 0] - b).max()), x, x[:, 0])
+    assert got[:3] == (0, 0, 0)
+
+
+def test_the_seed_decides_and_the_global_state_is_left_alone():
+    x = np.arange(20.0)
+    np.random.seed(5)
+    state = np.random.get_state()[1].copy()
+    assert bootstrap_interval(np.mean, x, seed=1) == bootstrap_interval(np.mean, x, seed=1)
+    assert bootstrap_interval(np.mean, x, seed=1) != bootstrap_interval(np.mean, x, seed=2)
+    assert (np.random.get_state()[1] == state).all()
+
+
+def test_resamples_without_a_value_are_left_out_unless_they_are_many():
+    x = np.array([0.0] * 4 + [1.0] * 4)
+    got = bootstrap_interval(lambda a: float(a.mean()) if 0 < a.mean() < 1 else math.nan, x)
+    assert 0 < got.low < got.high < 1
+    with pytest.raises(ValueError, match="NaN"):
+        bootstrap_interval(lambda a: math.nan, x)
+
+
+@pytest.mark.parametrize(("arrays", "groups"), [(([1, 2], [1, 2, 3]), None), (([1, 2],), [0]), (([],), None)])
+def test_arrays_that_do_not_match_are_refused(arrays, groups):
+    with pytest.raises(ValueError, match="length"):
+        bootstrap_interval(lambda *a: 0.0, *arrays, groups=groups)
+
+
+def test_two_models_that_err_alike_are_told_apart():
+    generator = np.random.default_rng(6)
+    truth = generator.normal(size=200)
+    first = truth + generator.normal(size=200)
+    second = first + 0.1 * generator.normal(size=200) + 0.05
+
+    def error(t, y):
+        return float(np.abs(t - y).mean())
+
+    paired = paired_difference(error, truth, first, second)
+    assert paired.value == pytest.approx(error(truth, first) - error(truth, second))
+    alone = bootstrap_interval(error, truth, first)
+    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
+
+
+def difference(labels, x):
+    return float(x[labels == 1].mean() - x[labels == 0].mean())
+
+
+def test_the_p_value_is_the_share_of_shuffles_that_do_as_well():
+    # 3 of each: 20 labellings, of which exactly one reaches the observed difference, so p is near 1/20
+    p = permutation_p(difference, [0, 0, 0, 1, 1, 1], np.arange(6), n_permutations=4000)
+    assert p == pytest.approx(1 / 20, abs=0.011)  # three binomial spreads
+    assert permutation_p(difference, np.repeat([0, 1], 50), np.arange(100), n_permutations=99) == 1 / 100
+
+
+def test_p_values_are_even_where_nothing_is_to_be_found_and_films_of_a_patient_do_not_fool_them():
+    generator = np.random.default_rng(7)
+    grouped, naive = [], []
+    for _ in range(60):
+        patients = np.repeat(np.arange(20), 10)
+        x = generator.normal(size=20)[patients] + 0.1 * generator.normal(size=200)
+        labels = generator.permutation(np.repeat([0, 1], 10))[patients]
+        grouped.append(permutation_p(difference, labels, x, groups=patients, n_permutations=99))
+        naive.append(permutation_p(difference, labels, x, n_permutations=99))
+    assert 0.35 < np.mean(grouped) < 0.65  # four spreads of 0.29 / sqrt(60)
+    assert np.mean(np.array(grouped) <= 0.05) < 0.2
+    assert np.mean(np.array(naive) <= 0.05) > 0.2
+
+
+def test_a_patient_with_two_labels_is_refused():
+    with pytest.raises(ValueError, match="one label a patient"):
+        permutation_p(difference, [0, 1, 1], [1.0, 2.0, 3.0], groups=["a", "a", "b"])
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_folds_keep_patients_whole_and_test_each_row_once(with_labels):
+    generator = np.random.default_rng(8)
+    groups = generator.integers(60, size=300).astype(str)
+    labels = generator.choice(3, 300, p=[0.6, 0.3, 0.1]) if with_labels else None
+    folds = grouped_folds(groups, 5, seed=0, labels=labels)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([test for _, test in folds])) == list(range(300))
+    for train, test in folds:
+        assert len(train) + len(test) == 300
+        assert not set(groups[train]) & set(groups[test])
+        assert 40 <= len(test) <= 80  # a fifth, as far as patients of 5 films allow
+        if labels is not None:
+            assert (labels[test] == 2).mean() == pytest.approx((labels == 2).mean(), abs=0.05)
+
+
+def test_folds_follow_the_seed():
+    groups = np.arange(40) // 2
+    same = [np.concatenate([t for _, t in grouped_folds(groups, 4, seed)]).tolist() for seed in (1, 1, 2)]
+    assert same[0] == same[1]
+    assert same[0] != same[2]
+
+
+def test_more_folds_than_patients_are_refused():
+    with pytest.raises(ValueError, match="at least 5 patients for 5 folds, got 2"):
+        grouped_folds(["a", "a", "b", "b", "b"], 5, seed=0)

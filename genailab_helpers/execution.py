@@ -152,6 +152,8 @@ def execute_lesson(lesson: Path, parameters: dict[str, Any],
         error = f"cell {current} of {len(cells)}: {raised.ename}: {' '.join(raised.evalue.split())}"
     except DeadKernelError:
         error = f"cell {current} of {len(cells)}: the kernel ended; was it stopped, or did memory run out?"
+    except AssertionError:  # nbclient, whose own handler of Ctrl-C has shut the kernel down already
+        raise KeyboardInterrupt from None
     notebook.metadata["genailab"] = {"title": _title(notebook) or lesson.stem,
                                      "seconds": round(time.monotonic() - began, 1), "error": error}
     return notebook

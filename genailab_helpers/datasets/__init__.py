@@ -1,0 +1,1 @@
+"""Real films on disk: finding, naming, reading and caching them."""

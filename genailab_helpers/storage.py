@@ -5,12 +5,18 @@ or a full disk leaves either the old state or the new one, never half of it.
 """
 
 import errno
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 
 def cache_folder() -> Path:
@@ -114,3 +120,135 @@ def _explain_full_disk(error: OSError, path: Path) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason = f"no room to write, nothing was changed ({os.strerror(error.errno)})"
         raise OSError(error.errno, reason, str(path)) from error
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` reads."""
+
+    tensors: dict[str, Tensor]
+    recipe: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any],
+                    half: bool = False) -> None:
+    """Write tensors and the recipe that explains them into one safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to make or to replace. The recipe is in its header, so that one rename puts both in place.
+    tensors : mapping of str to Tensor
+        Any devices and shapes.
+    recipe : mapping
+        What is needed to build and to judge the model; anything that JSON can hold.
+    half : bool, default False
+        Store floating-point tensors of two or more axes in 16 bits.
+
+    Raises
+    ------
+    TypeError
+        If JSON cannot hold the recipe.
+    OSError
+        If the file cannot be written; an older one is as it was then.
+    """
+    def packed(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
+        return tensor.half() if half and tensor.is_floating_point() and tensor.ndim > 1 else tensor
+
+    header = {"recipe": json.dumps(recipe, sort_keys=True)}
+    with whole_file(path) as temporary:
+        save_file({name: packed(tensor) for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote. Nothing in the file is ever run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The safetensors file.
+
+    Returns
+    -------
+    Checkpoint
+        `tensors`, on the CPU, and `recipe`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, is something else, or has no recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint; expected a .safetensors file")
+    with path.open("rb") as file:
+        start = file.read(9)  # safetensors: eight bytes of length, which may be any, then a brace
+    if start[8:] != b"{" and start.startswith((b"\x80", b"PK")):
+        raise ValueError(f"{path}: this is a pickle (torch.save), which can run code, so it was not opened; "
+                         f"expected a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated, or no safetensors file ({error}); "
+                         f"make or download it again") from error
+    try:
+        recipe = json.loads(header["recipe"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its header has no readable recipe, so the model cannot be built; "
+                         f"expected a file written by this project") from error
+    return Checkpoint(tensors, recipe)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path,
+                 prefix: str = "") -> None:
+    """Copy the tensors of a checkpoint into a module; say what differs if they do not fit.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Receives the weights; unchanged if they do not fit.
+    tensors : mapping of str to Tensor
+        From `load_checkpoint`.
+    path : str or Path
+        Named in errors.
+    prefix : str, default ""
+        Only tensors whose name starts so are meant, and the rest of their name is the module's.
+
+    Raises
+    ------
+    ValueError
+        At the first tensor that is missing, unknown, or of another shape.
+    """
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    for name in [*wanted, *found]:
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
+            has = f"shape {tuple(found[name].shape)}" if name in found else "none"
+            needs = f"shape {tuple(wanted[name].shape)}" if name in wanted else "none"
+            raise ValueError(f"{path}: another architecture; first difference at {name}: "
+                             f"the file has {has}, the model needs {needs}")
+    module.load_state_dict(found)
+
+
+def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> str | None:
+    """Return a clause that names the first field in which two recipes differ, or None if they agree.
+
+    Parameters
+    ----------
+    found, wanted : mapping
+        Recipes as JSON gives them; fields that only `found` has do not count.
+    name : str, default ""
+        Prefix of the field's name.
+    """
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            if inner := first_difference(other, value, f"{name}{key}."):
+                return inner
+        elif other != value:
+            return f"{name}{key} is {other!r} in the file and {value!r} here"
+    return None

@@ -1,0 +1,366 @@
+"""The forward process, and the one denoiser that every sampler sees.
+
+Two ways of writing the same thing. *Variance exploding* (EDM): an image plus noise of standard deviation
+sigma. *Variance preserving* (DDPM): signal * image + noise level * noise, with squares that sum to one.
+Dividing the second by its signal gives the first, with sigma = noise level / signal; so one denoiser D(x,
+sigma) serves both.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genailab_helpers.diffusion.architectures import UNet2D
+from genailab_helpers.storage import load_checkpoint, load_weights, save_checkpoint
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
+WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
+
+
+def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """Return what is left of the signal's power at every time of the DDPM schedule.
+
+    Parameters
+    ----------
+    n_times : int, default 1000
+        Number of times.
+    beta_start, beta_end : float, default 1e-4 and 0.02
+        Share of the power that the first and the last time replace with noise.
+
+    Returns
+    -------
+    Tensor
+        (n_times,) float32, falling from nearly 1 to nearly 0; `alphas_cumprod` in diffusers.
+
+    Notes
+    -----
+    alpha_bar_t = prod_s (1 - beta_s), beta linear in t (Ho et al. 2020, section 4).
+    """
+    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, n_times, dtype=torch.float64), 0).float()
+
+
+def cosine_schedule(n_times: int = 1000) -> Tensor:
+    """Return what is left of the signal's power at every time of the cosine schedule.
+
+    Parameters
+    ----------
+    n_times : int, default 1000
+        Number of times.
+
+    Returns
+    -------
+    Tensor
+        (n_times,) float32, falling from nearly 1 to nearly 0.
+
+    Notes ----- f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2), each time's share of noise at most 0.999
+    (Nichol and Dhariwal 2021, equation 17).
+    """
+    t = torch.linspace(0, 1, n_times + 1, dtype=torch.float64)
+    f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.999), 0).float()
+
+
+def signal_and_noise(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of image and noise, sqrt(alpha_bar) and sqrt(1 - alpha_bar), of a schedule."""
+    return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+
+def schedule_to_sigma(alphas_cumprod: Tensor) -> Tensor:
+    """Return sigma = noise level / signal, the noise beside an image of full strength, of a schedule."""
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+
+
+def sigma_to_schedule(sigma: Tensor) -> Tensor:
+    """Return alpha_bar = 1 / (1 + sigma^2), the inverse of `schedule_to_sigma`."""
+    return 1 / (1 + sigma**2)
+
+
+def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,
+                  rho: float = 7.0) -> Tensor:
+    """Return the noise levels that a sampler visits, dense where the image is decided.
+
+    Parameters
+    ----------
+    n_steps : int
+        Number of steps, at least 1.
+    sigma_min, sigma_max : float, default 0.002 and 80
+        Last level before zero, and first level.
+    rho : float, default 7
+        1 spaces the levels evenly; larger puts more of them near zero.
+
+    Returns
+    -------
+    Tensor
+        (n_steps + 1,) float32, falling, the last one 0.
+
+    Raises
+    ------
+    ValueError
+        If `n_steps` is below 1.
+
+    Notes
+    -----
+    Karras et al. 2022, equation 5.
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps={n_steps}: expected at least 1")
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    levels = (top + torch.linspace(0, 1, n_steps, dtype=torch.float64) * (bottom - top)) ** rho
+    return torch.cat((levels, torch.zeros(1))).float()
+
+
+def add_noise(images: Tensor, noise: Tensor, sigma: Tensor, signal: Tensor | float = 1.0) -> Tensor:
+    """Return signal * images + sigma * noise, one `sigma` (and `signal`) an image.
+
+    Parameters
+    ----------
+    images, noise : Tensor
+        (N, C, H, W)
+    sigma : Tensor
+        (N,) standard deviation of the noise; images are in [-1, 1].
+    signal : Tensor or float, default 1
+        (N,) factor of the image: 1 in the EDM form, sqrt(alpha_bar) in the DDPM form.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W)
+    """
+    signal = torch.as_tensor(signal, device=images.device).reshape(-1, 1, 1, 1)
+    return signal * images + sigma.reshape(-1, 1, 1, 1) * noise
+
+
+class Preconditioning(NamedTuple):
+    """The four factors around the network, each (N,)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    """Return the factors that give the network inputs and targets of variance 1 at every noise level.
+
+    Parameters
+    ----------
+    sigma : Tensor
+        (N,) noise levels, above 0.
+    sigma_data : float, default 0.5
+        Standard deviation of the images' pixels.
+
+    Returns
+    -------
+    Preconditioning
+        For D(x) = c_skip x + c_out F(c_in x, c_noise).
+
+    Notes
+    -----
+    Karras et al. 2022, table 1.
+    """
+    total = sigma**2 + sigma_data**2
+    return Preconditioning(c_skip=sigma_data**2 / total, c_out=sigma * sigma_data / total.sqrt(),
+                           c_in=1 / total.sqrt(), c_noise=sigma.log() / 4)
+
+
+class Denoiser(nn.Module):
+    """A network wrapped once: D(x, sigma, labels) estimates the image behind the noise.
+
+    The wrapping is the preconditioning of Karras et al. 2022 with one change. Theirs treats pixels as
+    independent with mean 0: c_skip x is then the best linear estimate (the Wiener filter). Radiographs are
+    aligned, so their mean image and their main directions of variation say far more; `fit` measures both, and
+    the network only learns what the best linear estimate misses. Without `fit` this is exactly
+    `preconditioning` with sigma_data = 0.5.
+
+    Parameters
+    ----------
+    network : UNet2D
+        Maps (N, C, H, W), (N,) and labels to (N, C, H, W).
+    img_size : int
+        Side of the square images in pixels.
+    n_components : int, default 256
+        Directions of variation that `fit` may keep.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot halve `img_size` as often as it has levels.
+
+    Notes ----- With mean m, directions u_k of variance v_k and variance v_0 in all others, the best linear
+    estimate is W(x) = m + sum_k v_k / (v_k + sigma^2) u_k u_k^T (x - m), and D(x) = W(x) + c_out F(c_in (x -
+    m), c_noise) with c_out^2 the mean over all directions of v sigma^2 / (v + sigma^2), the squared error
+    that W leaves.
+    """
+
+    def __init__(self, network: UNet2D, img_size: int, n_components: int = 256) -> None:
+        super().__init__()
+        channels = network.config["in_channels"]
+        if img_size % network.smallest_step:
+            raise ValueError(f"img_size={img_size} cannot be halved down to the network's last level: "
+                             f"choose a multiple of {network.smallest_step}, or fewer levels")
+        self.network = network
+        self.image_shape = (channels, img_size, img_size)
+        size = math.prod(self.image_shape)
+        self.n_components = min(n_components, size)
+        self.mean: Tensor
+        self.directions: Tensor
+        self.variances: Tensor
+        self.rest: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("directions", torch.zeros(self.n_components, size))
+        self.register_buffer("variances", torch.full((self.n_components,), 0.25))
+        self.register_buffer("rest", torch.tensor(0.25))
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels that the network knows, or None."""
+        return self.network.num_classes
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What `build_denoiser` needs to build the same denoiser again, ready for JSON."""
+        config = self.network.config
+        network = {**config, "channel_multipliers": list(config["channel_multipliers"])}
+        return {"network": network, "img_size": self.image_shape[-1], "n_components": self.n_components}
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Measure mean and main directions of variation, which the network need not learn then.
+
+        Parameters
+        ----------
+        images : Tensor
+            (N, C, H, W), at least 2; a few hundred are enough.
+        """
+        flat = images.flatten(1).double().cpu()
+        self.mean.copy_(flat.mean(0))
+        flat -= flat.mean(0)
+        n, size = flat.shape
+        kept = min(self.n_components, n - 1)
+        # Products between images and between pixels have the same spectrum; the smaller matrix is quicker.
+        power, vectors = torch.linalg.eigh((flat @ flat.T if n < size else flat.T @ flat) / n)
+        power, vectors = power.flip(0).clamp(min=0), vectors.flip(1)[:, :kept].T
+        self.directions.zero_()[:kept] = F.normalize(vectors @ flat, dim=1) if n < size else vectors
+        rest = power[kept:].sum() / max(1, size - kept)
+        self.rest.fill_(rest.clamp(min=1e-6))
+        self.variances.fill_(self.rest.item())[:kept] = power[:kept].clamp(min=self.rest.item())
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Estimate the images behind the noise.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, C, H, W) images plus noise of standard deviation `sigma`.
+        sigma : Tensor
+            (N,) or a single noise level, above 0.
+        labels : Tensor, optional
+            (N,) integers below num_classes; num_classes itself, or None, tells no label.
+
+        Returns
+        -------
+        Tensor
+            (N, C, H, W)
+        """
+        sigma = sigma.expand(len(x))
+        c_out, c_in = self.scales(sigma)
+        centred = x - self.mean.reshape(self.image_shape)
+        return self.linear_estimate(x, sigma) + c_out * self.network(c_in * centred, sigma.log() / 4, labels)
+
+    def linear_estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return W(x), the best linear estimate of the images behind `x`, (N, C, H, W); `sigma` is (N,)."""
+        gain, rest_gain = self._gains(sigma)
+        centred = x.flatten(1) - self.mean
+        along = centred @ self.directions.T
+        estimate = self.mean + rest_gain * centred + (along * (gain - rest_gain)) @ self.directions
+        return estimate.reshape(x.shape)
+
+    def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_out, the root mean square error of W, and c_in, each (N, 1, 1, 1); `sigma` is (N,)."""
+        gain, rest_gain = self._gains(sigma)
+        power, n_rest = sigma[:, None] ** 2, len(self.mean) - self.n_components
+        error = power * (gain.sum(1, keepdim=True) + n_rest * rest_gain) / len(self.mean)
+        total = power + (self.variances.sum() + n_rest * self.rest) / len(self.mean)
+        return error.sqrt()[..., None, None], total.rsqrt()[..., None, None]
+
+    def _gains(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        power = sigma[:, None] ** 2
+        return self.variances / (self.variances + power), self.rest / (self.rest + power)
+
+
+def build_denoiser(recipe: dict[str, Any]) -> Denoiser:
+    """Build the denoiser that a recipe describes; its weights are fresh.
+
+    Parameters
+    ----------
+    recipe : dict
+        `network` (arguments of `UNet2D`), `img_size`, `n_components`; other fields are ignored.
+
+    Returns
+    -------
+    Denoiser
+
+    Raises
+    ------
+    ValueError
+        If a field is missing or is no argument of the network.
+    """
+    try:
+        network = UNet2D(**{**recipe["network"],
+                            "channel_multipliers": tuple(recipe["network"]["channel_multipliers"])})
+        return Denoiser(network, recipe["img_size"], recipe["n_components"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the recipe describes no denoiser of this project ({error}): "
+                         f"expected the fields network, img_size and n_components") from error
+
+
+def save_denoiser(path: str | Path, denoiser: Denoiser, notes: dict[str, Any] | None = None,
+                  half: bool = False) -> None:
+    """Write a denoiser and its recipe into one safetensors file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to make or to replace.
+    denoiser : Denoiser
+        What to save.
+    notes : dict, optional
+        More fields for the recipe (steps, seed, ...), ready for JSON.
+    half : bool, default False
+        Store matrices in 16 bits: half the size, three digits.
+    """
+    tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in denoiser.state_dict().items()}
+    save_checkpoint(path, tensors, {**(notes or {}), **denoiser.recipe}, half=half)
+
+
+def load_denoiser(path: str | Path) -> Denoiser:
+    """Read a denoiser that `save_denoiser` or `train_image_diffusion` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        The safetensors file.
+
+    Returns
+    -------
+    Denoiser
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, of another kind, or of another architecture; the message says which.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        denoiser = build_denoiser(checkpoint.recipe)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    load_weights(denoiser, checkpoint.tensors, path, prefix=WEIGHTS)
+    return denoiser.eval()

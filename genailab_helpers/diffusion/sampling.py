@@ -1,0 +1,183 @@
+"""Three samplers over one denoiser, from noise to images.
+
+All three walk down the same noise levels and ask the same denoiser D(x, sigma) at each; they differ in the
+step only. Noise is drawn on the CPU, so that a seed gives the same images on every device up to rounding.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genailab_helpers.diffusion.process import karras_sigmas
+
+Callback = Callable[[int, Tensor, Tensor], object]
+
+
+class DenoiserLike(Protocol):
+    """What a sampler needs: the shape (C, H, W) of an image, and D(x, sigma, labels)."""
+
+    image_shape: tuple[int, int, int]
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Estimate the images (N, C, H, W) behind noise of standard deviation `sigma`."""
+
+
+def _guided(denoiser: DenoiserLike, x: Tensor, sigma: Tensor, labels: Tensor | None,
+            guidance: float) -> Tensor:
+    """Return D, pushed away from the estimate without label (Ho and Salimans 2022)."""
+    estimate = denoiser(x, sigma, labels)
+    if labels is None or guidance == 1:
+        return estimate
+    unlabelled = denoiser(x, sigma)
+    return unlabelled + guidance * (estimate - unlabelled)
+
+
+def _start(denoiser: DenoiserLike, n_samples: int, n_steps: int, seed: int | torch.Generator,
+           labels: Tensor | None, sigmas: Tensor | None
+           ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor | None, torch.Generator]:
+    """Return the first noise, pairs of noise level and next lower one, the labels, and the generator."""
+    if n_samples < 1:
+        raise ValueError(f"n_samples={n_samples}: expected at least 1")
+    known = getattr(denoiser, "num_classes", None)
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        if known is None:
+            raise ValueError("labels were given, but this model was trained without labels")
+        if len(labels) != n_samples:
+            raise ValueError(f"{len(labels)} labels for n_samples={n_samples}: expected one label an image")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < known:
+            raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())}; "
+                             f"this model knows 0 to {known - 1}")
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    sigmas = karras_sigmas(n_steps) if sigmas is None else sigmas
+    noise = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
+    if isinstance(denoiser, torch.nn.Module):
+        device = next(denoiser.parameters()).device
+        noise, sigmas = noise.to(device), sigmas.to(device)
+        labels = None if labels is None else labels.to(device)
+    return noise, list(pairwise(sigmas)), labels, generator
+
+
+@torch.no_grad()
+def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
+                seed: int | torch.Generator = 0,
+                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by the ancestral steps of DDPM: estimate the image, go back to it, add fresh noise.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        D(x, sigma, labels).
+    n_samples : int
+        Number of images.
+    n_steps : int, default 250
+        Noise levels to visit; one call of the network each.
+    seed : int or torch.Generator, default 0
+        Source of all noise, on the CPU.
+    labels : Tensor, optional
+        (n_samples,) integers below the model's num_classes; None leaves the label open.
+    guidance : float, default 1
+        1 samples the label's images; more exaggerates what is typical of it, and costs a second call a step.
+    sigmas : Tensor, optional
+        (n_steps + 1,) noise levels, falling to 0, instead of those of `karras_sigmas`.
+    callback : callable, optional
+        Called at every step with the step, x (N, C, H, W) and the denoiser's estimate (N, C, H, W).
+
+    Returns
+    -------
+    Tensor
+        (n_samples, C, H, W) float32 in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        If `n_samples` or `n_steps` is below 1, or the labels do not fit the model.
+
+    Notes
+    -----
+    Ho et al. 2020, algorithm 2 with the posterior variance, written for x / sqrt(alpha_bar).
+    """
+    x, levels, labels, generator = _start(denoiser, n_samples, n_steps, seed, labels, sigmas)
+    for step, (sigma, lower) in enumerate(levels):
+        estimate = _guided(denoiser, x, sigma, labels, guidance)
+        if callback:
+            callback(step, x, estimate)
+        kept = lower**2 / sigma**2
+        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        x = estimate + kept * (x - estimate) + (kept * (sigma**2 - lower**2)).sqrt() * noise
+    return x.clamp(-1, 1)
+
+
+@torch.no_grad()
+def sample_ddim(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 50, seed: int | torch.Generator = 0,
+                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by DDIM: keep the direction of the noise, only shrink it.
+
+    The first noise decides the image. Parameters, result and errors are those of `sample_ddpm`.
+
+    Notes
+    -----
+    Song et al. 2021, equation 12 with eta = 0; it is Euler's method on the probability-flow equation.
+    """
+    x, levels, labels, _ = _start(denoiser, n_samples, n_steps, seed, labels, sigmas)
+    for step, (sigma, lower) in enumerate(levels):
+        estimate = _guided(denoiser, x, sigma, labels, guidance)
+        if callback:
+            callback(step, x, estimate)
+        x = estimate + lower / sigma * (x - estimate)
+    return x.clamp(-1, 1)
+
+
+@torch.no_grad()
+def sample_heun(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, seed: int | torch.Generator = 0,
+                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by Heun's method: take DDIM's step, look at the slope there, go back and use the mean of both.
+
+    Two calls of the network a step, one at the last. Parameters, result and errors are those of
+    `sample_ddpm`.
+
+    Notes
+    -----
+    Karras et al. 2022, algorithm 1.
+    """
+    x, levels, labels, _ = _start(denoiser, n_samples, n_steps, seed, labels, sigmas)
+    for step, (sigma, lower) in enumerate(levels):
+        estimate = _guided(denoiser, x, sigma, labels, guidance)
+        if callback:
+            callback(step, x, estimate)
+        slope = (x - estimate) / sigma
+        ahead = x + (lower - sigma) * slope
+        if lower > 0:
+            slope_ahead = (ahead - _guided(denoiser, ahead, lower, labels, guidance)) / lower
+            ahead = x + (lower - sigma) * (slope + slope_ahead) / 2
+        x = ahead
+    return x.clamp(-1, 1)
+
+
+def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, seed: int = 0,
+             labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 64) -> Iterator[Tensor]:
+    """Yield images in batches, by `sample_heun`, so that any number fits into memory.
+
+    Parameters
+    ----------
+    denoiser, n_samples, n_steps, seed, labels, guidance
+        As for `sample_ddpm`.
+    batch_size : int, default 64
+        Images at a time; it does not change the images.
+
+    Yields
+    ------
+    Tensor
+        (at most batch_size, C, H, W) float32 in [-1, 1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for first in range(0, n_samples, batch_size):
+        part = labels if labels is None else labels[first:first + batch_size]
+        yield sample_heun(denoiser, min(batch_size, n_samples - first), n_steps=n_steps, seed=generator,
+                          labels=part, guidance=guidance)

@@ -1,0 +1,181 @@
+"""The forward process against diffusers, and the denoiser against what theory says of it."""
+
+import math
+
+import pytest
+import torch
+
+from genailab_helpers.diffusion.architectures import UNet2D
+from genailab_helpers.diffusion.process import (
+    Denoiser,
+    add_noise,
+    build_denoiser,
+    cosine_schedule,
+    karras_sigmas,
+    linear_schedule,
+    load_denoiser,
+    preconditioning,
+    save_denoiser,
+    schedule_to_sigma,
+    sigma_to_schedule,
+    signal_and_noise,
+)
+
+TINY = dict(base_channels=8, channel_multipliers=(1, 2), time_emb_dim=16)
+
+
+def tiny(img_size: int = 8, n_components: int = 8, **more) -> Denoiser:
+    return Denoiser(UNet2D(**TINY, **more), img_size, n_components)
+
+
+@pytest.mark.parametrize(("ours", "theirs"),
+                         [(linear_schedule, "linear"), (cosine_schedule, "squaredcos_cap_v2")])
+@pytest.mark.parametrize("n_times", [10, 1000])
+def test_schedules_equal_those_of_diffusers(ours, theirs, n_times):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=n_times, beta_schedule=theirs)
+    torch.testing.assert_close(ours(n_times), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
+
+
+def test_noisy_images_equal_those_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    images, noise, times = torch.rand(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.tensor([0, 500, 999])
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    signal, level = signal_and_noise(cosine_schedule()[times])
+    theirs = scheduler.add_noise(images, noise, times)
+    torch.testing.assert_close(add_noise(images, noise, level, signal), theirs)
+
+
+def test_both_ways_of_writing_the_process_are_the_same():
+    images, noise = torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    schedule = linear_schedule()[[100, 700]]
+    signal, level = signal_and_noise(schedule)
+    sigma = schedule_to_sigma(schedule)
+    torch.testing.assert_close(add_noise(images, noise, level, signal) / signal[:, None, None, None],
+                               add_noise(images, noise, sigma))
+    torch.testing.assert_close(sigma_to_schedule(sigma), schedule)
+
+
+def test_karras_levels_fall_from_80_to_0_as_in_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
+    scheduler.set_timesteps(18)
+    torch.testing.assert_close(karras_sigmas(18), scheduler.sigmas.float(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="n_steps=0"):
+        karras_sigmas(0)
+
+
+def test_preconditioning_gives_inputs_and_targets_of_variance_one():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(200_000, generator=generator) * 0.5
+    noise = torch.randn(200_000, generator=generator)
+    for sigma in (0.02, 0.5, 20.0):
+        c = preconditioning(torch.tensor([sigma]))
+        noisy = images + sigma * noise
+        target = (images - c.c_skip * noisy) / c.c_out
+        assert (c.c_in * noisy).var().item() == pytest.approx(1, abs=0.02)
+        assert target.var().item() == pytest.approx(1, abs=0.02)
+        assert (target * noisy).mean().abs() < 0.02 * noisy.std()  # nothing linear is left to learn
+
+
+def test_without_fit_the_denoiser_is_that_of_karras():
+    denoiser = tiny()
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.05, 0.5, 5.0])
+    c = preconditioning(sigma)
+    c_skip, c_out, c_in = (factor[:, None, None, None] for factor in c[:3])
+    expected = c_skip * x + c_out * denoiser.network(c_in * x, c.c_noise)
+    torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-4, atol=1e-5)
+
+
+def gaussian_images(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw 8x8 images from a Gaussian with three strong directions; return them, its mean and covariance."""
+    generator = torch.Generator().manual_seed(seed)
+    directions, _ = torch.linalg.qr(torch.randn(64, 3, generator=generator))
+    power = torch.tensor([2.0, 1.0, 0.5])
+    mean = torch.randn(64, generator=generator) * 0.3
+    flat = torch.randn(n, 3, generator=generator) * power.sqrt() @ directions.T
+    flat += mean + 0.1 * torch.randn(n, 64, generator=generator)
+    return flat.reshape(n, 1, 8, 8), mean, directions * power @ directions.T + 0.01 * torch.eye(64)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_a_fitted_denoiser_without_network_is_the_best_linear_estimate(sigma):
+    images, mean, covariance = gaussian_images(4_000)
+    denoiser = tiny(n_components=3)  # the network returns zeros until it is trained
+    denoiser.fit(images)
+    x = images[:50] + sigma * torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    gain = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(64))
+    expected = mean + (x.flatten(1) - mean) @ gain.T
+    estimate = denoiser(x, torch.tensor(sigma)).detach().flatten(1)
+    torch.testing.assert_close(estimate, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_c_out_is_the_error_that_the_linear_estimate_makes(sigma):
+    images, _, _ = gaussian_images(4_000)
+    denoiser = tiny(n_components=3)
+    denoiser.fit(images)
+    level = torch.full((len(images),), sigma)
+    x = add_noise(images, torch.randn(images.shape, generator=torch.Generator().manual_seed(1)), level)
+    c_out, c_in = denoiser.scales(level)
+    error = (denoiser.linear_estimate(x, level) - images).square().mean().sqrt()
+    assert error.item() == pytest.approx(c_out[0].item(), rel=0.02)
+    spread = (x.flatten(1) - denoiser.mean).square().mean().sqrt() * c_in.flatten()[0]
+    assert spread.item() == pytest.approx(1, rel=0.02)
+
+
+def test_fit_works_with_fewer_images_than_directions_and_with_equal_ones():
+    few = tiny(n_components=32)
+    few.fit(gaussian_images(5)[0])
+    equal = tiny()
+    equal.fit(torch.full((4, 1, 8, 8), 0.25))
+    for denoiser in (few, equal):
+        x = torch.randn(2, 1, 8, 8)
+        assert denoiser(x, torch.tensor(1.0)).isfinite().all()
+    assert torch.allclose(equal(torch.randn(2, 1, 8, 8), torch.tensor(1.0)), torch.tensor(0.25), atol=1e-3)
+
+
+def test_an_img_size_that_the_network_cannot_halve_is_refused():
+    with pytest.raises(ValueError, match=r"img_size=30 cannot be halved.*multiple of 4"):
+        tiny(img_size=30)
+
+
+def test_a_recipe_builds_the_same_denoiser(tmp_path):
+    denoiser = tiny(num_classes=3)
+    denoiser.fit(gaussian_images(100)[0])
+    save_denoiser(tmp_path / "model.safetensors", denoiser, {"steps": 12})
+    loaded = load_denoiser(tmp_path / "model.safetensors")
+    assert loaded.recipe == denoiser.recipe
+    assert all(torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), loaded.state_dict().values(),
+                                                 strict=True))
+    assert not loaded.training
+
+
+def test_half_precision_halves_the_file_and_keeps_three_digits(tmp_path):
+    denoiser = Denoiser(UNet2D(base_channels=16, time_emb_dim=32), 32)
+    denoiser.fit(torch.rand(300, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    for half in (False, True):
+        save_denoiser(tmp_path / f"{half}.safetensors", denoiser, half=half)
+    small, large = ((tmp_path / f"{half}.safetensors").stat().st_size for half in (True, False))
+    assert small < 0.55 * large
+    x, sigma = torch.rand(4, 1, 32, 32), torch.tensor(0.3)
+    torch.testing.assert_close(load_denoiser(tmp_path / "True.safetensors")(x, sigma), denoiser(x, sigma),
+                               atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"network": {"colour": 1, "channel_multipliers": [1]}, "img_size": 8,
+                                         "n_components": 4}])
+def test_a_recipe_of_something_else_is_refused(recipe):
+    with pytest.raises(ValueError, match="describes no denoiser"):
+        build_denoiser(recipe)
+
+
+def test_the_fitted_spectrum_sums_to_the_variance_of_the_images():
+    images, _, covariance = gaussian_images(4_000)
+    denoiser = tiny(n_components=3)
+    denoiser.fit(images)
+    total = denoiser.variances.sum() + (64 - 3) * denoiser.rest
+    assert total.item() == pytest.approx(covariance.trace().item(), rel=0.03)
+    assert math.isclose(denoiser.directions.square().sum().item(), 3, rel_tol=1e-4)

@@ -1,0 +1,348 @@
+"""The promised training call: it learns, repeats to the bit, survives a kill, and refuses bad input."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from genailab_helpers.diffusion.architectures import UNet2D
+from genailab_helpers.diffusion.process import Denoiser, load_denoiser
+from genailab_helpers.diffusion.sampling import sample_heun
+from genailab_helpers.diffusion.training import Muon, TrainingStopped, train_image_diffusion
+
+
+class Bars(Dataset):
+    """Images with one bright bar, upright (label 0) or lying (label 1)."""
+
+    classes = ("upright", "lying")
+
+    def __init__(self, n: int = 32, labels: bool = False) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = labels
+        self.images = torch.full((n, 1, 8, 8), -0.8)
+        for i, place in enumerate(torch.randint(8, (n,), generator=generator).tolist()):
+            (self.images[i, 0, :, place] if i % 2 == 0 else self.images[i, 0, place]).fill_(0.8)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor | tuple[Tensor, int]:
+        return (self.images[i], i % 2) if self.labels else self.images[i]
+
+
+def tiny(num_classes: int | None = None, seed: int = 0) -> Denoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Denoiser(UNet2D(base_channels=8, channel_multipliers=(1, 2), time_emb_dim=16,
+                               num_classes=num_classes), 8, n_components=4)
+
+
+def train(dataset: Dataset | None = None, model: Denoiser | None = None, workers: int = 0, **more):
+    loader = DataLoader(dataset or Bars(), batch_size=8, shuffle=True, num_workers=workers)
+    more = {"n_steps": 6, "device": "cpu", "progress": False, **more}
+    return train_image_diffusion(loader, 8, model=model or tiny(), **more)
+
+
+def same_weights(a: Denoiser, b: Denoiser) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_the_promised_call_runs_as_written():
+    dataset = [image.repeat_interleave(4, -1).repeat_interleave(4, -2) for image in Bars(20).images]
+    dataloader = DataLoader(dataset, batch_size=8, shuffle=True)
+    model, losses = train_image_diffusion(dataloader=dataloader, img_size=32, n_epochs=1, device="cpu")
+    assert len(losses) == 3
+    assert all(isinstance(loss, float) for loss in losses)
+    assert sample_heun(model, 2, n_steps=2).shape == (2, 1, 32, 32)
+    assert not model.training
+    assert model.mean.any()  # the mean image was measured
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    """A model of both kinds of bars, before and after training, and its losses."""
+    model = tiny(num_classes=2)
+    model.fit(Bars(64).images)
+    trained, losses = train(Bars(64, labels=True), model, n_steps=400, lr=5e-3)
+    return model, trained, losses
+
+
+def test_the_loss_starts_at_that_of_the_linear_estimate_and_falls(conditional):
+    model, trained, losses = conditional
+    assert sum(losses[:20]) / 20 == pytest.approx(1, abs=0.25)
+    assert sum(losses[-50:]) / 50 < 0.8
+    assert not same_weights(model, trained)
+    assert not any(p.any() for p in model.network.last[2].parameters())  # the model given is not changed
+
+
+def test_same_seed_same_losses_and_weights_whatever_the_workers_and_the_global_state():
+    state = torch.random.get_rng_state()
+    one, losses = train()
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    two, again = train(workers=2)
+    assert losses == again
+    assert same_weights(one, two)
+    assert train(seed=1)[1] != losses
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_that_changes():
+    class Counted(Bars):
+        seen: list[int]
+
+        def __getitem__(self, i):
+            self.seen.append(i)
+            return super().__getitem__(i)
+
+    dataset = Counted(20)
+    dataset.seen = []
+    train(dataset, n_steps=None, n_epochs=2)  # 8 + 8 + 4 images an epoch
+    first, *epochs = dataset.seen[:8], dataset.seen[8:28], dataset.seen[28:]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
+    assert epochs[0] != epochs[1]
+    assert first == epochs[0][:8]  # the look at the first batch before training
+
+
+def test_the_returned_model_has_averaged_weights():
+    seen: dict[str, Tensor] = {}
+    trained, losses = train(n_steps=1)
+    again, _ = train(n_steps=2)
+    assert len(losses) == 1
+    seen = dict(trained.named_parameters())
+    assert any(not torch.equal(seen[name], p) for name, p in again.named_parameters())
+    assert not any(p.requires_grad for p in trained.parameters())
+
+
+def test_labels_make_the_model_conditional(conditional):
+    _, trained, _ = conditional
+    upright, lying = (sample_heun(trained, 50, n_steps=8, labels=torch.full((50,), label))
+                      for label in (0, 1))
+
+    def uprightness(x: Tensor) -> float:  # an upright bar changes along a row, a lying one down a column
+        return (x.diff(dim=-1).square().mean() - x.diff(dim=-2).square().mean()).item()
+
+    assert uprightness(upright) > 0.1
+    assert uprightness(lying) < -0.1
+
+
+@pytest.mark.parametrize("loader", [
+    DataLoader(Bars(16, labels=True), batch_size=8),
+    DataLoader(Subset(Bars(16, labels=True), range(8)), batch_size=8),
+])
+def test_the_number_of_classes_comes_from_the_data_set(loader):
+    model, _ = train_image_diffusion(loader, 8, n_steps=1, device="cpu", progress=False)
+    assert model.num_classes == 2
+
+
+def test_a_list_of_batches_and_lists_of_one_are_loaders_too():
+    images = Bars(16).images
+    for loader in ([images[:8], images[8:]], DataLoader(TensorDataset(images), batch_size=8)):
+        _, losses = train_image_diffusion(loader, 8, n_epochs=2, device="cpu", model=tiny(), progress=False)
+        assert len(losses) == 4
+
+
+def test_minutes_stop_the_training():
+    started = time.monotonic()
+    _, losses = train(n_steps=None, minutes=0.02)
+    assert losses
+    assert time.monotonic() - started < 10
+
+
+def test_muon_equals_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((6, 10), (10, 6)):
+        start, slopes = torch.randn(shape, generator=generator), torch.randn(3, *shape, generator=generator)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        optimisers = (Muon([ours], lr=0.1),
+                      torch.optim.Muon([theirs], lr=0.1, weight_decay=0, adjust_lr_fn="match_rms_adamw"))
+        for slope in slopes:
+            for p, optimiser in zip((ours, theirs), optimisers, strict=True):
+                p.grad = slope.clone()
+                optimiser.step()
+        # theirs works in bfloat16, with three digits
+        torch.testing.assert_close(ours - start, theirs - start, atol=0.02, rtol=0.05)
+
+
+def test_muon_treats_a_convolution_as_a_matrix():
+    start, slope = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    kernel, matrix = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = slope, slope.flatten(1)
+    for p in (kernel, matrix):
+        Muon([p], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+
+
+# Going on after an interruption
+
+class Interrupted(Exception):
+    pass
+
+
+class Breaking(Bars):
+    """Stops the training after so many images, as a closed laptop would."""
+
+    left = 10**9
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("images_left", [8 + 3, 8 + 8 * 4, 8 + 8 * 9 + 1])
+def test_an_interrupted_training_goes_on_to_the_same_losses_and_weights(tmp_path, images_left):
+    whole, losses = train(Bars(36), n_steps=13)  # 5 batches an epoch, the last one smaller
+    dataset = Breaking(36)
+    dataset.left = images_left
+    path = tmp_path / "run" / "model.safetensors"
+    with pytest.raises(Interrupted):
+        train(dataset, n_steps=13, checkpoint=path, checkpoint_every=2)
+    dataset.left = 10**9
+    resumed, all_losses = train(dataset, n_steps=13, checkpoint=path, checkpoint_every=2)
+    assert all_losses == losses
+    assert same_weights(resumed, whole)
+
+
+def test_a_finished_training_returns_at_once_and_its_checkpoint_is_a_model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model, losses = train(checkpoint=path)
+    written = path.stat().st_mtime_ns
+    again, same = train(checkpoint=path)
+    assert (same, same_weights(again, model)) == (losses, True)
+    assert path.stat().st_mtime_ns == written
+    assert same_weights(load_denoiser(path), model)
+
+
+def train_for_a_kill(path: Path) -> None:
+    torch.set_num_threads(1)
+    train(Bars(36), n_steps=60, checkpoint=path, checkpoint_every=1)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_to_the_bit(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole, losses = train(Bars(36), n_steps=60)
+        path = tmp_path / "model.safetensors"
+        kills = 0
+        context = multiprocessing.get_context("spawn")
+        for _ in range(4):
+            before = path.stat().st_mtime_ns if path.exists() else 0
+            process = context.Process(target=train_for_a_kill, args=(path,))
+            process.start()
+            while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == before):
+                time.sleep(0.001)
+            time.sleep(0.03 * torch.rand(()).item())
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.join()
+            load_denoiser(path)  # what is there is whole
+        assert kills
+        resumed, all_losses = train(Bars(36), n_steps=60, checkpoint=path, checkpoint_every=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert all_losses == losses
+    assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"seed": 3}, r"training.seed is 0 in the file and 3 here"),
+    ({"n_steps": 9}, r"training.n_steps is 6 in the file and 9 here"),
+    ({"lr": 1e-3}, r"training.lr"),
+])
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, message):
+    train(checkpoint=tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        train(checkpoint=tmp_path / "model.safetensors", **change)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    train(checkpoint=path)
+    other = Denoiser(UNet2D(base_channels=16, channel_multipliers=(1, 2), time_emb_dim=16), 8, 4)
+    with pytest.raises(ValueError, match=r"model.safetensors: .*base_channels is 8 in the file and 16 here"):
+        train(model=other, checkpoint=path)
+
+
+# What goes wrong
+
+@pytest.mark.parametrize("bad", ["image", "rate"])
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state(tmp_path, bad):
+    class Spoilt(Bars):
+        asked = 0
+
+        def __getitem__(self, i):
+            self.asked += 1
+            return super().__getitem__(i) * (float("nan") if self.asked > 8 + 8 * 3 else 1)
+
+    path = tmp_path / "model.safetensors"
+    more = {"lr": 1e30} if bad == "rate" else {}
+    with pytest.raises(TrainingStopped, match=r"step \d+: loss .*lower lr.*last good state") as caught:
+        train(Spoilt() if bad == "image" else None, n_steps=20, checkpoint=path, **more)
+    assert all(p.isfinite().all() for p in caught.value.model.parameters())
+    assert all(loss < 1e30 for loss in caught.value.losses)
+    assert same_weights(load_denoiser(path), caught.value.model)
+    if bad == "image":  # with sound images it goes on from there, as if nothing had been
+        assert len(caught.value.losses) == 3
+        whole, losses = train(n_steps=20)
+        resumed, all_losses = train(n_steps=20, checkpoint=path)
+        assert (all_losses, same_weights(resumed, whole)) == (losses, True)
+
+
+def batches(**change):
+    images = change.get("images", Bars(8).images)
+    return [(images, change["labels"])] if "labels" in change else [images]
+
+
+@pytest.mark.parametrize(("loader", "more", "message"), [
+    ([["a.png", "b.png", "c.png"]], {}, r"yields list; expected float tensors"),
+    ([["a.png", "b.png"]], {}, r"yields str; expected float tensors"),
+    (batches(images=torch.zeros(8, 8, 8)), {}, r"float32 of shape \(8, 8, 8\)"),
+    (batches(images=torch.zeros(8, 1, 8, 8, dtype=torch.uint8)), {}, r"torch.uint8 of shape"),
+    (batches(images=torch.zeros(8, 1, 16, 16)), {}, r"\(1, 16, 16\); expected \(1, 8, 8\).*same img_size"),
+    (batches(images=torch.zeros(8, 3, 8, 8)), {}, r"\(3, 8, 8\); expected \(1, 8, 8\)"),
+    (batches(images=torch.full((8, 1, 8, 8), 255.0)), {}, r"255 to 255.*divide by 127.5"),
+    (batches(images=torch.full((8, 1, 8, 8), -3.0)), {}, r"values from -3 to -3; expected -1 \(black\)"),
+    (batches(labels=torch.tensor([0, 1] * 4)), {}, r"num_classes=None.*does not fit"),
+    ([], {}, r"yields no batch"),
+    (iter(batches()), {"n_steps": 2}, r"no batch when it is read again"),
+    (iter(batches()), {"n_steps": None, "n_epochs": 1}, r"does not know its length: give n_steps"),
+    (batches(), {"n_steps": None}, r"how long to train"),
+])
+def test_bad_batches_give_one_clear_error(loader, more, message):
+    with pytest.raises(ValueError, match=message):
+        train_image_diffusion(loader, 8, **{"n_steps": 1, "model": tiny(), "progress": False, **more})
+
+
+@pytest.mark.parametrize(("labels", "num_classes", "message"), [
+    (torch.tensor([0, 2] * 4), 2, r"labels from 0 to 2; num_classes=2 allows 0 to 1"),
+    (torch.tensor([0, -1] * 4), 2, r"labels from -1 to 0"),
+    (torch.rand(8), 2, r"float32; expected one integer an image"),
+    (torch.tensor([0, 1] * 4), None, r"no `classes`: give num_classes"),
+    (None, 2, r"yields images without labels"),
+])
+def test_bad_labels_give_one_clear_error(labels, num_classes, message):
+    loader = batches() if labels is None else batches(labels=labels)
+    with pytest.raises(ValueError, match=message):
+        train_image_diffusion(loader, 8, n_steps=1, device="cpu", num_classes=num_classes, progress=False)
+
+
+def test_a_size_that_the_network_cannot_halve_is_refused():
+    with pytest.raises(ValueError, match=r"img_size=20 cannot be halved.*multiple of 8"):
+        train_image_diffusion([torch.zeros(2, 1, 20, 20)], 20, n_steps=1, device="cpu", progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there: nothing to refuse")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(RuntimeError, match=r"device='cuda' is not available here"):
+        train(device="cuda")

@@ -245,6 +245,7 @@ def test_the_layout_of_the_radiography_database(tmp_path):
     films = RadiographFolder(root, 32)
     assert films.classes == ["Normal", "COVID", "Viral Pneumonia"]
     assert films.targets == [0, 1]
+    assert films.patients == ["Normal/images/Normal-1", "COVID/images/COVID-1"]  # no place of this machine
     for one in ("COVID", "COVID/images"):
         single = RadiographFolder(root / one, 32)
         assert (single.classes, single.targets) == (["COVID"], [0])
@@ -299,6 +300,15 @@ def test_a_film_is_decoded_once(tmp_path, decoded):
     assert decoded[3:] == ["new.png"]
     RadiographFolder(root / "b", 48)
     assert decoded[4:] == ["3.png", "copy.png"]  # another size is another film
+
+
+def test_sizes_are_kept_apart(tmp_path):
+    """17 rows of 16 + 32 * 32 bytes are as many bytes as 65 rows of 16 + 16 * 16."""
+    root = make_tree(tmp_path / "set", {"a": [f"{number:02d}.png" for number in range(17)]})
+    for img_size in (32, 16):
+        images = torch.stack([image for image, _ in RadiographFolder(root, img_size)])
+        expected, _ = read_radiographs(list_radiographs(root), img_size)
+        assert (images - expected).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_other_content_under_an_old_name_is_seen(tmp_path):

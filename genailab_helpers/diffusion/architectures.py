@@ -108,7 +108,9 @@ class UNet2D(nn.Module):
     ValueError
         If a number is below 1, or `time_emb_dim` is odd.
 
-    Notes ----- U-Net: Ronneberger et al. 2015; with time embedding: Ho et al. 2020; scale and shift: Dhariwal
+    Notes
+    -----
+    U-Net: Ronneberger et al. 2015; with time embedding: Ho et al. 2020; scale and shift: Dhariwal
     and Nichol 2021. The last convolution starts at zero, so an untrained network returns zeros.
 
     Examples

@@ -56,7 +56,9 @@ def cosine_schedule(n_times: int = 1000) -> Tensor:
     Tensor
         (n_times,) float32, falling from nearly 1 to nearly 0.
 
-    Notes ----- f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2), each time's share of noise at most 0.999
+    Notes
+    -----
+    f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2), each time's share of noise at most 0.999
     (Nichol and Dhariwal 2021, equation 17).
     """
     t = torch.linspace(0, 1, n_times + 1, dtype=torch.float64)
@@ -167,6 +169,14 @@ def preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
                            c_in=1 / total.sqrt(), c_noise=sigma.log() / 4)
 
 
+def _cosine_transform(size: int) -> Tensor:
+    """Return the orthonormal DCT-II as a matrix, one wave a row."""
+    k = torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    return waves.float()
+
+
 class Denoiser(nn.Module):
     """A network wrapped once: D(x, sigma, labels) estimates the image behind the noise.
 
@@ -190,10 +200,13 @@ class Denoiser(nn.Module):
     ValueError
         If the network cannot halve `img_size` as often as it has levels.
 
-    Notes ----- With mean m, directions u_k of variance v_k and variance v_0 in all others, the best linear
-    estimate is W(x) = m + sum_k v_k / (v_k + sigma^2) u_k u_k^T (x - m), and D(x) = W(x) + c_out F(c_in (x -
-    m), c_noise) with c_out^2 the mean over all directions of v sigma^2 / (v + sigma^2), the squared error
-    that W leaves.
+    Notes
+    -----
+    With mean m, directions u_k of variance v_k, and what they leave, in the cosine waves w_j of variance r_j,
+    the linear estimate is, with y = x - m and g(v) = v / (v + sigma^2),
+    W(x) = m + sum_k g(v_k) u_k u_k^T y + sum_j g(r_j) w_j w_j^T (y - sum_k u_k u_k^T y).
+    Then D(x) = W(x) + c_out F(c_in y, c_noise), where c_out^2 is the mean squared error that W leaves: the sum
+    of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels.
     """
 
     def __init__(self, network: UNet2D, img_size: int, n_components: int = 256) -> None:
@@ -210,10 +223,12 @@ class Denoiser(nn.Module):
         self.directions: Tensor
         self.variances: Tensor
         self.rest: Tensor
+        self.cosines: Tensor
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("directions", torch.zeros(self.n_components, size))
-        self.register_buffer("variances", torch.full((self.n_components,), 0.25))
-        self.register_buffer("rest", torch.tensor(0.25))
+        self.register_buffer("variances", torch.zeros(self.n_components))
+        self.register_buffer("rest", torch.full((size,), 0.25))
+        self.register_buffer("cosines", _cosine_transform(img_size), persistent=False)
 
     @property
     def num_classes(self) -> int | None:
@@ -240,14 +255,16 @@ class Denoiser(nn.Module):
         self.mean.copy_(flat.mean(0))
         flat -= flat.mean(0)
         n, size = flat.shape
-        kept = min(self.n_components, n - 1)
+        kept = min(self.n_components, n // 4)  # with more, the images would explain themselves
         # Products between images and between pixels have the same spectrum; the smaller matrix is quicker.
         power, vectors = torch.linalg.eigh((flat @ flat.T if n < size else flat.T @ flat) / n)
-        power, vectors = power.flip(0).clamp(min=0), vectors.flip(1)[:, :kept].T
-        self.directions.zero_()[:kept] = F.normalize(vectors @ flat, dim=1) if n < size else vectors
-        rest = power[kept:].sum() / max(1, size - kept)
-        self.rest.fill_(rest.clamp(min=1e-6))
-        self.variances.fill_(self.rest.item())[:kept] = power[:kept].clamp(min=self.rest.item())
+        vectors = vectors.flip(1)[:, :kept].T
+        vectors = F.normalize(vectors @ flat, dim=1) if n < size else vectors
+        self.directions.zero_()[:kept] = vectors
+        self.variances.zero_()[:kept] = power.flip(0)[:kept].clamp(min=0)
+        rest = (flat - flat @ vectors.T @ vectors).reshape(n, *self.image_shape)
+        cosines = self.cosines.double().cpu()
+        self.rest.copy_((cosines @ rest @ cosines.T).square().mean(0).flatten().clamp(min=1e-6))
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Estimate the images behind the noise.
@@ -276,15 +293,17 @@ class Denoiser(nn.Module):
         gain, rest_gain = self._gains(sigma)
         centred = x.flatten(1) - self.mean
         along = centred @ self.directions.T
-        estimate = self.mean + rest_gain * centred + (along * (gain - rest_gain)) @ self.directions
-        return estimate.reshape(x.shape)
+        rest = (centred - along @ self.directions).reshape(x.shape)
+        waves = self.cosines @ rest @ self.cosines.T
+        rest = self.cosines.T @ (rest_gain.reshape(x.shape) * waves) @ self.cosines
+        return rest + (self.mean + (gain * along) @ self.directions).reshape(x.shape)
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return c_out, the root mean square error of W, and c_in, each (N, 1, 1, 1); `sigma` is (N,)."""
         gain, rest_gain = self._gains(sigma)
-        power, n_rest = sigma[:, None] ** 2, len(self.mean) - self.n_components
-        error = power * (gain.sum(1, keepdim=True) + n_rest * rest_gain) / len(self.mean)
-        total = power + (self.variances.sum() + n_rest * self.rest) / len(self.mean)
+        power = sigma[:, None] ** 2
+        error = power * (gain.sum(1, keepdim=True) + rest_gain.sum(1, keepdim=True)) / len(self.mean)
+        total = power + (self.variances.sum() + self.rest.sum()) / len(self.mean)
         return error.sqrt()[..., None, None], total.rsqrt()[..., None, None]
 
     def _gains(self, sigma: Tensor) -> tuple[Tensor, Tensor]:

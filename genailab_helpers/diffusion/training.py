@@ -53,7 +53,9 @@ class Muon(torch.optim.Optimizer):
     momentum : float, default 0.95
         Weight of the past.
 
-    Notes ----- Jordan et al. 2024 (Muon), Newton-Schulz iteration of degree 5; scale 0.2 sqrt(longer side):
+    Notes
+    -----
+    Jordan et al. 2024 (Muon), Newton-Schulz iteration of degree 5; scale 0.2 sqrt(longer side):
     Liu et al. 2025.
     """
 
@@ -143,7 +145,9 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     TrainingStopped
         If the loss is no number. The last good state is in the checkpoint and in the error.
 
-    Notes ----- Loss ((D(x + sigma n, sigma) - x) / c_out)^2 with log-normal sigma (Karras et al. 2022), one
+    Notes
+    -----
+    Loss ((D(x + sigma n, sigma) - x) / c_out)^2 with log-normal sigma (Karras et al. 2022), one
     noise level from each of N equally likely ranges for a batch of N. Muon for the inner weights, AdamW for
     the others. The average has the power profile of Karras et al. 2024, whose memory grows with the training.
     """

@@ -205,7 +205,7 @@ class Denoiser(nn.Module):
     With mean m, directions u_k of variance v_k, and what they leave, in the cosine waves w_j of variance r_j,
     the linear estimate is, with y = x - m and g(v) = v / (v + sigma^2),
     W(x) = m + sum_k g(v_k) u_k u_k^T y + sum_j g(r_j) w_j w_j^T (y - sum_k u_k u_k^T y).
-    Then D(x) = W(x) + c_out F(c_in y, c_noise), where c_out^2 is the mean squared error that W leaves: the sum
+    Then D(x) = W(x) + c_out F(c_in y, c_noise); c_out^2 is the mean squared error that W leaves, the sum
     of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels.
     """
 

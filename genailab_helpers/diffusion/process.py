@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.storage import load_checkpoint, load_weights, save_checkpoint
 
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
+SIGMA_MIN, SIGMA_MAX = 0.02, 80.0  # Karras et al. 2022 end at 0.002, a quarter of a grey level of 8 bits
 WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
 
 
@@ -89,7 +89,7 @@ def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float =
     ----------
     n_steps : int
         Number of steps, at least 1.
-    sigma_min, sigma_max : float, default 0.002 and 80
+    sigma_min, sigma_max : float, default 0.02 and 80
         Last level before zero, and first level.
     rho : float, default 7
         1 spaces the levels evenly; larger puts more of them near zero.

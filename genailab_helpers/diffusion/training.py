@@ -22,7 +22,7 @@ from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import WEIGHTS, Denoiser, add_noise
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
 
-NOISE_MEAN, NOISE_STD = -0.4, 1.4  # of log sigma in training
+NOISE_MEAN, NOISE_STD = -1.2, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
 EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the training
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
 FIT_IMAGES = 2048  # at most so many images measure mean and directions
@@ -93,7 +93,7 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: int | None = None,
                           device: str | torch.device | None = None, *, n_steps: int | None = None,
                           minutes: float | None = None, num_classes: int | None = None, seed: int = 0,
-                          lr: float = 2e-3, model: Denoiser | None = None,
+                          lr: float = 5e-3, model: Denoiser | None = None,
                           checkpoint: str | Path | None = None, checkpoint_every: int = 100,
                           progress: bool = True) -> tuple[Denoiser, list[float]]:
     """Train a diffusion model on images, or on images with labels.
@@ -117,7 +117,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
         Number of labels; None asks the data set for its `classes` when there are labels.
     seed : int, default 0
         Same seed, steps, device and threads: same losses and same weights.
-    lr : float, default 2e-3
+    lr : float, default 5e-3
         Step size; rises for 50 steps, then falls to 0 in a straight line over the training.
     model : Denoiser, optional
         Trained instead of a fresh one, from a copy of its weights; its mean and directions are kept.

@@ -60,7 +60,7 @@ def test_karras_levels_fall_from_80_to_0_as_in_diffusers():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
     scheduler.set_timesteps(18)
-    torch.testing.assert_close(karras_sigmas(18), scheduler.sigmas.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(karras_sigmas(18, 0.002), scheduler.sigmas.float(), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="n_steps=0"):
         karras_sigmas(0)
 

@@ -1,0 +1,142 @@
+"""Data sets for diffusion training under the promised names: a front over phantoms and film folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from genailab_helpers.datasets.folders import OnUnreadable, RadiographFolder
+from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
+
+
+class SyntheticXRayDataset(Dataset[Any]):
+    """Chest phantoms, all drawn when the data set is made.
+
+    Parameters
+    ----------
+    n_samples : int, default 1000
+        Number of films. The first ten of 1,000 are those of `n_samples=10`.
+    img_size : int, default 128
+        Side in pixels, at least 16.
+    seed : int, default 42
+        Film i depends on `seed` and i alone.
+    transform : callable, optional
+        Applied to each film when it is taken.
+    labels : bool, default False
+        Whether items are pairs (film, class). The films then show all findings, else normal chests.
+
+    Attributes
+    ----------
+    classes : list of str
+        The findings, in the order of the class numbers.
+    targets : list of int
+        Class of each film.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    def __init__(self, n_samples: int = 1000, img_size: int = 128, seed: int = 42,
+                 transform: Callable[[Tensor], Any] | None = None, labels: bool = False) -> None:
+        anatomy = sample_chests(n_samples, seed, FINDINGS if labels else "Normal")
+        self.images = render_chests(anatomy, img_size).images
+        self.classes = list(FINDINGS)
+        self.targets = anatomy.finding.tolist()
+        self.transform, self.labels = transform, labels
+
+    def __len__(self) -> int:
+        """Return the number of films."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return film (1, H, W) in [-1, 1], or with `labels=True` film and class."""
+        image = self.images[index]
+        image = self.transform(image) if self.transform else image
+        return (image, self.targets[index]) if self.labels else image
+
+
+class ChestXRayDataset(Dataset[Any]):
+    """Films of one class folder or of a tree of class folders.
+
+    Parameters
+    ----------
+    root_dir : str or Path
+        A folder of films, or of class folders; subject to `RadiographFolder`, which decodes each film once.
+    img_size : int, default 128
+        Side in pixels, at least 16.
+    transform : callable, optional
+        Applied to each film when it is taken.
+    labels : bool, default False
+        Whether items are pairs (film, class).
+    on_unreadable : {"stop", "skip"}, default "stop"
+        Whether a film that cannot be read ends the reading or is left out with a warning.
+
+    Attributes
+    ----------
+    classes : list of str
+        Class names, in the order of the class numbers.
+    targets : list of int
+        Class of each film.
+    patients : list of str
+        Patient of each film.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        With "stop": names the film.
+    ValueError
+        If the folder holds no radiographs or `img_size` is out of range.
+    """
+
+    def __init__(self, root_dir: str | Path, img_size: int = 128, transform: Callable[[Tensor], Any] | None = None,
+                 labels: bool = False, on_unreadable: OnUnreadable = "stop") -> None:
+        self._films = RadiographFolder(root_dir, img_size, transform, on_unreadable)
+        self.classes, self.targets = self._films.classes, self._films.targets
+        self.patients = self._films.patients
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of films."""
+        return len(self._films)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return film (1, H, W) in [-1, 1], or with `labels=True` film and class."""
+        item = self._films[index]
+        return item if self.labels else item[0]
+
+
+_DATASETS: dict[str, Callable[..., Dataset[Any]]] = {
+    "synthetic": SyntheticXRayDataset,
+    "chest_xray": ChestXRayDataset,
+}
+
+
+def get_dataset(name: str, **arguments: Any) -> Dataset[Any]:
+    """Make a data set by name.
+
+    Parameters
+    ----------
+    name : str
+        "synthetic" or "chest_xray".
+    **arguments
+        For the class behind the name, for example `img_size=128, n_samples=1000` or `root_dir="films"`.
+
+    Returns
+    -------
+    Dataset
+        Items are films (1, H, W) in [-1, 1], with `labels=True` pairs (film, class).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For an argument that the class does not take.
+    """
+    if name not in _DATASETS:
+        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(_DATASETS)}")
+    return _DATASETS[name](**arguments)

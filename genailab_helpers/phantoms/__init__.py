@@ -1,0 +1,1 @@
+"""X-rays drawn from known anatomy by the physics of projection, with their ground truth."""

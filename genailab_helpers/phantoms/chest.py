@@ -1,0 +1,659 @@
+"""Chest X-rays drawn from known anatomy: sample bodies, project them, keep the truth.
+
+A frontal film as the viewer sees it: the patient's right is on the left. Lengths are in image sides of a nominal
+body, angles in radians, clockwise for the viewer. Fields of shape (N, 2) hold the patient's right side first.
+Everything here is generated; nothing is a film of a person.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genailab_helpers.phantoms import projection
+from genailab_helpers.phantoms.projection import Rays, each, ellipsoid, half_chord, tube
+from genailab_helpers.radiographs import check_img_size
+
+FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
+CONFOUNDERS = ("marker", "text", "border", "collimation", "exposure")
+STRUCTURES = ("body", "right_lung", "left_lung", "heart", "mediastinum", "aorta", "trachea", "vessels",
+              "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm", "stomach_bubble")
+
+FILM_SIDE_CM = 38.0
+SOFT = 0.19 * FILM_SIDE_CM  # attenuation of soft tissue an image side, about 70 keV (NIST XCOM: 0.19 / cm)
+BONE_EXCESS = 0.34 * FILM_SIDE_CM  # mixed cortical and spongy bone above soft tissue
+N_BLOBS = 6
+N_WAVES = 3
+BRANCHES, LEVELS = 5, 4
+_CLIP = 2.2  # standard deviations; keeps every body a possible one
+_FINEST = 96  # smaller films are drawn at a multiple of their size and averaged, so that thin things stay
+
+
+def _vary(mean: Any, spread: float, *shape: int) -> Any:
+    """Declare a field of the anatomy with its distribution: normal, cut at 2.2 standard deviations."""
+    return dataclasses.field(metadata={"mean": mean, "spread": spread, "shape": shape})
+
+
+@dataclass(frozen=True)
+class ChestAnatomy:
+    """A batch of N chests, every field a tensor whose first axis is N.
+
+    The distributions stand beside the fields: mean and standard deviation in image sides or radians, cut at 2.2
+    standard deviations. Use `changed` to move something, and indexing to take some of the chests.
+    """
+
+    # how the body stands before the detector
+    shift_x: Tensor = _vary(0.0, 0.022)
+    shift_y: Tensor = _vary(0.038, 0.030)
+    magnification: Tensor = _vary(1.11, 0.16)
+    rotation: Tensor = _vary(0.0, 0.035)
+    bend: Tensor = _vary(0.0, 0.05)  # sideways curve of the trunk
+    turn: Tensor = _vary(0.0, 0.008)  # about the long axis: what lies in front moves sideways
+    # trunk, neck, arms
+    trunk_width: Tensor = _vary(0.545, 0.050)  # half of it
+    trunk_depth: Tensor = _vary(0.23, 0.04)  # half of it
+    shoulder_y: Tensor = _vary(0.327, 0.03)
+    neck_width: Tensor = _vary(0.146, 0.02)
+    arm_angle: Tensor = _vary(0.05, 0.17, 2)
+    arm_width: Tensor = _vary(0.088, 0.013)
+    breast_y: Tensor = _vary(0.560, 0.025)
+    breast: Tensor = _vary(0.01, 0.035)  # thickness; below 0 means none
+    muscle: Tensor = _vary(0.029, 0.01)  # thickness over shoulder blade and flank
+    tissue: Tensor = _vary(0.0, 1.0, N_WAVES, 4)  # waves of fat and muscle
+    # lungs and diaphragm
+    lung_width: Tensor = _vary((0.177, 0.153), 0.011, 2)  # half of it
+    lung_depth: Tensor = _vary(0.154, 0.011)  # half of it
+    apex_y: Tensor = _vary(0.103, 0.012, 2)
+    lung_density: Tensor = _vary(0.25, 0.04)  # share of soft tissue in the lung
+    diaphragm_y: Tensor = _vary(0.63, 0.03)  # top of the right dome
+    dome_drop: Tensor = _vary(0.014, 0.006)  # how much lower the left one stands
+    dome_height: Tensor = _vary(0.205, 0.020, 2)
+    # heart and great vessels
+    heart_x: Tensor = _vary(0.062, 0.010)
+    heart_y: Tensor = _vary(0.590, 0.015)
+    heart_width: Tensor = _vary(0.19, 0.013)  # half of its long axis
+    heart_height: Tensor = _vary(0.113, 0.009)  # half of its short axis
+    heart_angle: Tensor = _vary(0.88, 0.10)
+    mediastinum_width: Tensor = _vary(0.055, 0.006)
+    arch_x: Tensor = _vary(0.043, 0.006)
+    arch_radius: Tensor = _vary(0.031, 0.005)
+    trachea_width: Tensor = _vary(0.0165, 0.0015)  # half of it
+    trachea_tilt: Tensor = _vary(0.02, 0.02)
+    vessel_width: Tensor = _vary(1.0, 0.12)
+    vessel_bend: Tensor = _vary(0.0, 1.0, 2, BRANCHES * (2**LEVELS - 1), 2)  # direction and length of each
+    # bones
+    cage_width: Tensor = _vary(0.324, 0.015)
+    rib_y: Tensor = _vary(0.158, 0.010, 2)
+    rib_spacing: Tensor = _vary(0.0645, 0.0030)
+    rib_drop: Tensor = _vary(0.09, 0.018)
+    rib_radius: Tensor = _vary(0.012, 0.0010)
+    rib_wave: Tensor = _vary(0.0, 1.0, 2)
+    clavicle_y: Tensor = _vary(0.19, 0.012, 2)
+    clavicle_rise: Tensor = _vary(0.075, 0.025, 2)
+    clavicles: Tensor = _vary(1.3, 0.0)  # 0 leaves them out
+    scapula_x: Tensor = _vary(0.35, 0.022, 2)
+    scapula_angle: Tensor = _vary(0.22, 0.08, 2)
+    spine: Tensor = _vary(0.5, 0.0)  # 0 leaves it out
+    spine_width: Tensor = _vary(0.041, 0.003)
+    vertebra_height: Tensor = _vary(0.05, 0.002)
+    vertebra_y: Tensor = _vary(0.0, 0.02)
+    bone_density: Tensor = _vary(0.88, 0.28)
+    # gas below the diaphragm
+    bubble_x: Tensor = _vary(0.115, 0.025)
+    bubble_y: Tensor = _vary(0.055, 0.018)  # below the left dome
+    bubble_width: Tensor = _vary(0.022, 0.016)
+    # X-ray tube, detector, display
+    kilovolt: Tensor = _vary(1.0, 0.08)  # scales all attenuation; softer beams have more contrast
+    quanta: Tensor = _vary(90000.0, 30000.0)
+    scatter: Tensor = _vary(0.45, 0.17)
+    focal_blur: Tensor = _vary(0.035, 0.015)
+    window: Tensor = _vary(3.0, 0.52)
+    contrast: Tensor = _vary(0.92, 0.24)
+    brightness: Tensor = _vary(0.0, 0.08)
+    # the finding, and what does not belong to the patient
+    lesion: Tensor = _vary(0.0, 1.0, N_BLOBS, 5)
+    severity: Tensor = dataclasses.field(metadata={})  # (N,) in (0, 1]
+    finding: Tensor = dataclasses.field(metadata={})  # (N,) int64, place in FINDINGS
+    confounders: Tensor = dataclasses.field(metadata={})  # (N, 5) bool, in the order of CONFOUNDERS
+    keys: Tensor = dataclasses.field(metadata={})  # (N, 2) int64, seed and number of each film
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "ChestAnatomy":
+        return ChestAnatomy(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+
+    def changed(self, **values: Tensor | float) -> "ChestAnatomy":
+        """Return a copy with some fields set, one number for all chests or a tensor.
+
+        Raises
+        ------
+        ValueError
+            If there is no such field.
+        """
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                raise ValueError(f"ChestAnatomy has no field {name!r}; it has {', '.join(known)}")
+            old = known[name]
+            known[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand(old.shape)
+        return ChestAnatomy(**known)
+
+    def to(self, device: str | torch.device) -> "ChestAnatomy":
+        """Return a copy on another device."""
+        return ChestAnatomy(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True)
+class ChestRender:
+    """What `render_chests` returns.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, 1, H, W) float32 in [-1, 1].
+    labels : Tensor
+        (N,) int64, place in FINDINGS.
+    masks : dict of str to Tensor
+        (N, H, W) bool for each of STRUCTURES, for "lesion" and for each of "marker", "text", "border" and
+        "collimation"; empty unless masks were asked for.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: dict[str, Tensor]
+
+
+_RANDOM_FIELDS = [f for f in dataclasses.fields(ChestAnatomy) if f.metadata]
+
+
+def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = "Normal",
+                  confounders: Mapping[str, float | Mapping[str, float]] | None = None) -> ChestAnatomy:
+    """Draw the anatomy of chests at random.
+
+    Parameters
+    ----------
+    n_samples : int
+        Number of chests, at least 1. Chest i depends on `seed` and i alone, so 10 chests are the first ten of
+        1,000.
+    seed : int, default 0
+        At least 0.
+    finding : str or sequence of str, default "Normal"
+        One of FINDINGS, or several, of which each chest gets one with equal chance.
+    confounders : mapping, optional
+        How often a film carries what does not belong to the patient: for a name in CONFOUNDERS a rate in [0, 1],
+        or a mapping from finding to rate (0 for findings that are not named). Default: never.
+
+    Returns
+    -------
+    ChestAnatomy
+        With `severity` uniform in [0.05, 1]: the lowest are barely visible.
+
+    Raises
+    ------
+    ValueError
+        For an unknown finding or confounder, a rate outside [0, 1], or numbers out of range.
+    """
+    for name, number, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {number!r}")
+    findings = [finding] if isinstance(finding, str) else list(finding)
+    if not findings or any(f not in FINDINGS for f in findings):
+        raise ValueError(f"finding: expected one or several of {', '.join(FINDINGS)}; got {finding!r}")
+    rates = _confounder_rates(confounders or {})
+    shapes = [f.metadata["shape"] for f in _RANDOM_FIELDS]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    normal = np.empty((n_samples, sum(sizes)), dtype=np.float32)
+    uniform = np.empty((n_samples, 2 + len(CONFOUNDERS)))
+    for i in range(n_samples):
+        generator = np.random.Generator(np.random.Philox(key=[seed, i]))
+        uniform[i] = generator.random(uniform.shape[1])
+        generator.standard_normal(out=normal[i], dtype=np.float32)
+    columns = np.split(normal.clip(-_CLIP, _CLIP), np.cumsum(sizes)[:-1], axis=1)
+    values: dict[str, Tensor] = {}
+    for field, shape, column in zip(_RANDOM_FIELDS, shapes, columns, strict=True):
+        mean = torch.tensor(field.metadata["mean"], dtype=torch.float32)
+        spread = torch.from_numpy(np.ascontiguousarray(column)).reshape(n_samples, *shape)
+        values[field.name] = mean + field.metadata["spread"] * spread
+    classes = np.array([FINDINGS.index(f) for f in findings])[(uniform[:, 0] * len(findings)).astype(int)]
+    return ChestAnatomy(
+        **values, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(), finding=torch.from_numpy(classes),
+        confounders=torch.from_numpy(uniform[:, 2:] < rates[classes]),
+        keys=torch.stack([torch.full((n_samples,), seed), torch.arange(n_samples)], dim=1))
+
+
+def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) -> np.ndarray:
+    """Return the (findings, confounders) table of rates."""
+    table = np.zeros((len(FINDINGS), len(CONFOUNDERS)))
+    for name, rate in confounders.items():
+        if name not in CONFOUNDERS:
+            raise ValueError(f"confounders: expected names among {', '.join(CONFOUNDERS)}; got {name!r}")
+        by_finding = rate if isinstance(rate, Mapping) else dict.fromkeys(FINDINGS, rate)
+        for finding, share in by_finding.items():
+            if finding not in FINDINGS:
+                raise ValueError(f"confounders[{name!r}]: expected findings among {', '.join(FINDINGS)}; "
+                                 f"got {finding!r}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"confounders[{name!r}]: expected a rate from 0 to 1, got {share!r}")
+            table[FINDINGS.index(finding), CONFOUNDERS.index(name)] = share
+    return table
+
+
+def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = False,
+                  batch_size: int = 8) -> ChestRender:
+    """Project chests to films.
+
+    Parameters
+    ----------
+    anatomy : ChestAnatomy
+        N chests.
+    img_size : int, default 128
+        Side of the square films in pixels, at least 16.
+    masks : bool, default False
+        Whether to return where each structure and lesion lies.
+    batch_size : int, default 8
+        Chests drawn at a time; bounds the memory and keeps the work in the processor's cache, and changes no pixel.
+
+    Returns
+    -------
+    ChestRender
+        Images, labels and masks. Images are differentiable with respect to the fields of `anatomy`.
+
+    Raises
+    ------
+    ValueError
+        If `img_size` is not a whole number of at least 16.
+    """
+    check_img_size(img_size)
+    parts = [_render(anatomy[i:i + batch_size], img_size, masks) for i in range(0, len(anatomy), batch_size)]
+    return ChestRender(torch.cat([images for images, _ in parts]), anatomy.finding,
+                       {name: torch.cat([m[name] for _, m in parts]) for name in parts[0][1]})
+
+
+def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    finer = -(-_FINEST // img_size)
+    line_integral, lengths = trace(anatomy, img_size * finer)
+    a = anatomy
+    if finer > 1:
+        line_integral = functional.avg_pool2d(line_integral[:, None], finer)[:, 0]
+    noise = projection.quantum_noise(a.keys, img_size).to(line_integral)
+    overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].float()
+    signal = projection.expose(line_integral, noise, a.quanta * (1 - 0.6 * overexposed), a.scatter, a.focal_blur)
+    _, high = projection.quantiles(signal, 0.25, 0.90)
+    low = high - a.window
+    shift = (high - low) * (a.brightness + 0.25 * overexposed)
+    images = projection.display(signal, low - shift, high - shift, a.contrast)
+    stamps = _stamps(a, img_size)
+    for name, (where, value) in stamps.items():
+        # a stamp went through the same detector: its edges are as soft as a pixel
+        cover = projection.blur(where.float(), 0.15) if name in ("marker", "text") else where.float()
+        images = images + cover * (value - images)
+    truth = {}
+    if masks:
+        for name, length in lengths.items():
+            share = (length > 1e-5).float()  # beside a solid, half_chord leaves a tiny remainder
+            truth[name] = (functional.avg_pool2d(share[:, None], finer)[:, 0] if finer > 1 else share) >= 0.5
+        truth |= {name: where for name, (where, _) in stamps.items()}
+    return images[:, None], truth
+
+
+def trace(anatomy: ChestAnatomy, img_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Follow every ray through N chests.
+
+    Returns
+    -------
+    line_integral : Tensor
+        (N, H, W) sum of path length times attenuation coefficient.
+    lengths : dict of str to Tensor
+        (N, H, W) path length in each of STRUCTURES (below 1e-5 where the ray misses it), and "lesion", whose extent does
+        not depend on its severity.
+    """
+    a = anatomy
+    rays = projection.cast_rays(a.shift_x, a.shift_y, a.magnification, a.rotation, img_size)
+    curve = rays.y - 0.5
+    rays = rays.moved(curve * curve * each(a.bend))
+    front, back = rays.moved(each(a.turn)), rays.moved(each(-a.turn))
+
+    arm_axis = _arm_axis(a, rays)
+    body = _body(a, rays, arm_axis)
+    heart, mediastinum, aorta = _centre(a, front, back)
+    dome = _diaphragm(a, rays)
+    right_lung, left_lung = _lung(a, rays, 0), _lung(a, rays, 1)
+    displaced = torch.maximum(torch.maximum(heart, mediastinum), aorta) + dome
+    right_lung, left_lung = (right_lung - displaced).clamp(min=0), (left_lung - displaced).clamp(min=0)
+    lung = right_lung + left_lung
+    trachea, bronchi = _airways(a, back, img_size)
+    vessels = torch.zeros_like(body)
+    for level in _vessel_segments(a):
+        vessels = vessels + _draw(a, level, img_size)  # one by one: `sum` adds in another order for other batches
+    vessels = torch.minimum(vessels, lung)
+    posterior, anterior = _ribs(a, rays)
+    clavicles = _clavicles(a, front) * each(a.clavicles)
+    scapulae, arms = _shoulders(a, rays, arm_axis)
+    spine = _spine(a, back) * each(a.spine)
+    bubble = ellipsoid(rays, a.bubble_x, a.diaphragm_y + a.dome_drop + a.bubble_y, a.bubble_width.clamp(min=0.004),
+                       a.bubble_width.clamp(min=0.004) * 0.65, a.bubble_width.clamp(min=0.004) * 1.2)
+    bubble = torch.minimum(bubble, body)
+    lesion, density = _lesion(a, rays, lung)
+
+    air = 1 - each(a.lung_density)
+    soft = body - lung * air + vessels * air - (trachea + bronchi) - bubble + density * lung * air
+    bone = 0.85 * posterior + 0.45 * anterior + clavicles + scapulae + arms + spine
+    line_integral = (soft.clamp(min=0) * SOFT + bone * (BONE_EXCESS * each(a.bone_density))) * each(a.kilovolt)
+    lengths = {"body": body, "right_lung": right_lung, "left_lung": left_lung, "heart": heart,
+               "mediastinum": mediastinum, "aorta": aorta, "trachea": trachea, "vessels": vessels,
+               "ribs_posterior": posterior, "ribs_anterior": anterior, "clavicles": clavicles,
+               "scapulae": scapulae, "spine": spine, "diaphragm": dome,
+               "stomach_bubble": bubble, "lesion": lesion}
+    return line_integral, lengths
+
+
+def _by_side(rays: Rays, pair: Tensor) -> Tensor:
+    """Spread a field (N, 2) over the film: the right one's number left of the midline, and the other's right."""
+    half = (pair[:, 1] - pair[:, 0]) / 2
+    return each(pair.mean(1)) + rays.x.sign() * each(half)
+
+
+def _body(a: ChestAnatomy, rays: Rays, arm_axis: tuple[Tensor, Tensor]) -> Tensor:
+    """Trunk with sloping shoulders, neck, arms, breasts, and waves of fat and muscle: thickness of soft tissue."""
+    rise = ((each(a.shoulder_y) - rays.y) / 0.26).clamp(min=0)
+    squared_rise = rise * rise
+    taper = 1 - 0.20 * (rays.y - 0.35).clamp(0, 0.6) / 0.6
+    across = rays.x / (each(a.trunk_width) * taper)
+    across = across * across
+    # a cross-section is flatter than an ellipse, and the skin over the shoulders turns quickly
+    outline = 0.30 * across + 0.70 * across * across + 0.4 * squared_rise + 0.6 * squared_rise * squared_rise
+    trunk = half_chord(outline * outline)
+    thinner = 0.70 + 0.30 * ((rays.y - 0.10) / 0.45).clamp(0, 1)  # the shoulders are flatter than the chest
+    trunk = trunk * thinner * each(2 * a.trunk_depth)
+    slope = (rays.y - 0.02).clamp(0, 0.25)
+    neck = rays.x / (each(a.neck_width) + 2.6 * slope * slope)  # widens into the shoulders
+    below = (rays.y - 0.25).clamp(min=0) / 0.10
+    neck = half_chord(neck * neck + below * below) * 0.30
+    off, along = arm_axis
+    arm = half_chord((off * off + along * along) * each(1 / a.arm_width**2)) * each(2 * a.arm_width)
+    pair = rays.mirrored()
+    breast = ellipsoid(pair, 0.20, a.breast_y, 0.15, 0.13, 0.5)
+    breast = breast * breast * each(a.breast.clamp(min=0))  # squared, it thins out towards its rim
+    solid = torch.maximum(torch.maximum(trunk, neck), arm)
+    waves = torch.ones_like(solid)
+    for wave in range(N_WAVES):
+        fx, fy, px, py = a.tissue[:, wave].unbind(1)
+        across_wave = torch.cos(rays.x[:, :1, :] * each(5 * fx + 12) + each(3 * px))
+        down_wave = torch.cos(rays.y[:, :, :1] * each(5 * fy + 9) + each(3 * py))
+        waves = waves + 0.018 * across_wave * down_wave
+    muscle = ellipsoid(pair, 0.33, 0.40, 0.15, 0.28, 0.5, 0.15)
+    muscle = muscle * muscle * each(a.muscle)
+    return (solid + (breast + muscle) * (trunk > 1e-5)) * waves
+
+
+def _arm_axis(a: ChestAnatomy, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Distance from the axis of the nearer arm, and how far above its upper end the ray passes (0 or less)."""
+    side = rays.x.abs() - each(a.trunk_width - 0.045)
+    down = rays.y - each(a.shoulder_y - 0.07)
+    angle = _by_side(rays, a.arm_angle)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    off = side * cos - down * sin
+    along = (side * sin + down * cos).clamp(max=0)
+    return off, along
+
+
+def _lung(a: ChestAnatomy, rays: Rays, side: int) -> Tensor:
+    """Path length through one lung before heart and diaphragm take their room."""
+    sign = (-1.0, 1.0)[side]
+    centre_y = 0.62
+    height = centre_y - a.apex_y[:, side]
+    dx = (rays.x - each(sign * (a.lung_width[:, side] + 0.012))) * each(1 / a.lung_width[:, side])
+    dy = (rays.y - centre_y) * each(1 / height)
+    dx, dy = dx * dx, dy * dy
+    return half_chord(dx + 0.85 * dy + 0.15 * dy * dy) * each(2 * a.lung_depth)
+
+
+def _diaphragm(a: ChestAnatomy, rays: Rays) -> Tensor:
+    """Path length below the two domes; each is half an ellipsoid on an upright column."""
+    domes = []
+    for side, sign in enumerate((-1.0, 1.0)):
+        top = a.diaphragm_y + a.dome_drop * side
+        dx = (rays.x - sign * 0.145) / 0.205
+        dy = (rays.y - each(top + a.dome_height[:, side])).clamp(max=0) * each(1 / a.dome_height[:, side])
+        domes.append(half_chord(dx * dx + dy * dy) * 0.60)
+    return torch.maximum(*domes)
+
+
+def _centre(a: ChestAnatomy, front: Rays, back: Rays) -> tuple[Tensor, Tensor, Tensor]:
+    """Heart, mediastinum and aorta."""
+    ventricles = ellipsoid(front, a.heart_x, a.heart_y, a.heart_width, a.heart_height, 0.135, a.heart_angle)
+    right_atrium = ellipsoid(front, -0.030, a.heart_y - 0.020, a.heart_width * 0.42, 0.085, 0.12)
+    heart = torch.maximum(ventricles, right_atrium)
+    upper = ellipsoid(front, 0.0, 0.26, a.mediastinum_width * 1.1, 0.24, 0.10)
+    hila = ellipsoid(front.mirrored(), 0.045, 0.415, 0.035, 0.055, 0.05)
+    outflow = ellipsoid(front, 0.048, 0.43, 0.046, 0.115, 0.10)
+    mediastinum = torch.maximum(torch.maximum(upper, outflow), hila)
+    arch = ellipsoid(front, a.arch_x, 0.285, a.arch_radius, a.arch_radius * 1.15, a.arch_radius * 2.2)
+    descending = ellipsoid(back, a.arch_x - 0.006, 0.55, 0.022, 0.30, 0.022)
+    return heart, mediastinum, torch.maximum(arch, descending)
+
+
+def _airways(a: ChestAnatomy, back: Rays, img_size: int) -> tuple[Tensor, Tensor]:
+    """Trachea down to the carina, and the two main bronchi."""
+    carina = 0.345
+    dx = (back.x - 0.004 + (carina - back.y) * each(a.trachea_tilt)) * each(1 / a.trachea_width)
+    dy = (back.y - carina).clamp(min=0) / 0.012
+    trachea = half_chord(dx * dx + dy * dy) * each(2 * a.trachea_width)
+    ends = torch.tensor([[0.0, carina, -0.050, 0.405, 0.013], [0.0, carina, 0.062, 0.400, 0.012]],
+                        device=back.x.device)
+    bronchi = _draw(a, ends.expand(len(a), 2, 5), img_size)
+    return trachea, 0.8 * bronchi
+
+
+def _draw(a: ChestAnatomy, segments: Tensor, img_size: int) -> Tensor:
+    return projection.draw_segments(segments, img_size, a.magnification, a.shift_x, a.shift_y, a.rotation)
+
+
+def _vessel_segments(a: ChestAnatomy) -> list[Tensor]:
+    """Grow both lungs' vessels from the hila: five stems each, every one splitting in two at each level."""
+    n = len(a)
+    bend = a.vessel_bend
+    segments, used = [], 0
+    stem_angle = torch.tensor([-1.15, -0.45, 0.25, 0.85, 1.35], device=bend.device)  # up to down, 0 is outwards
+    angle = stem_angle.expand(n, 2, BRANCHES)
+    sign = torch.tensor([-1.0, 1.0], device=bend.device)[:, None]
+    x = (0.052 * sign).expand(n, 2, BRANCHES)
+    y = torch.tensor([0.425, 0.405], device=bend.device)[:, None].expand(n, 2, BRANCHES)
+    length, radius = 0.085, 0.0160
+    for level in range(LEVELS):
+        count = angle.shape[2]
+        jitter = bend[:, :, used:used + count]
+        used += count
+        angle = angle + (0.16 if level == 0 else 0.22) * jitter[..., 0]
+        reach = length * (1 + 0.18 * jitter[..., 1])
+        end_x, end_y = x + sign * reach * torch.cos(angle), y + reach * torch.sin(angle)
+        width = (radius * each(a.vessel_width)).expand(n, 2, count)
+        segments.append(torch.stack([x, y, end_x, end_y, width], dim=-1).flatten(1, 2))
+        fork = torch.tensor([-0.42, 0.36], device=bend.device)
+        angle = (angle[..., None] + fork).flatten(2)
+        x, y = end_x.repeat_interleave(2, dim=2), end_y.repeat_interleave(2, dim=2)
+        length, radius = length * 0.80, radius * 0.66
+    return segments
+
+
+def _ribs(a: ChestAnatomy, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Posterior and anterior arcs.
+
+    A pair of ribs is a ring in a tilted plane: x = w sin(psi), y = y_k + h (1 - cos(psi)), z = d cos(psi), with psi = 0
+    at the spine. Seen from the front, the pixel's x tells psi up to front or back, and its y then tells how far the
+    nearest ring is; so all ribs are drawn at once.
+    """
+    upward = ((0.62 - rays.y) / 0.56).clamp(min=0)
+    upward = upward * upward
+    taper = half_chord(0.45 * upward + 0.55 * upward * upward)  # the cage narrows towards the apex
+    width = each(a.cage_width) * taper.clamp(min=0.2)
+    sine = rays.x / width
+    cosine = half_chord(sine * sine)
+    drop, spacing = each(a.rib_drop), each(a.rib_spacing)
+    start = _by_side(rays, a.rib_y)
+    depth = 0.19
+    in_film = (width * width * cosine * cosine + drop * drop * sine * sine).sqrt()
+    obliquity = (1 + (depth * depth) * sine * sine / (in_film * in_film)).sqrt().clamp(max=1.7)
+    across = width * cosine.clamp(min=0.12) / in_film * spacing  # from rib numbers to distance
+    inside = (sine * sine < 0.999).to(rays.x.dtype)
+    beside_spine = ((rays.x.abs() - 0.028) / 0.012).clamp(0, 1)
+    arcs = []
+    for sign, radius in ((-1.0, 1.0), (1.0, 1.12)):
+        number = (rays.y - start - drop * (1 + sign * cosine)) / spacing
+        number = number + 0.10 * torch.cos(number * 1.9 + each(a.rib_wave[:, 0]))
+        nearest = number.round().clamp(0, 9).detach()
+        distance = (number - nearest) * across
+        outer = tube(distance, a.rib_radius * radius, obliquity)
+        marrow = tube(distance, a.rib_radius * radius * 0.62, obliquity)
+        arcs.append((outer - 0.7 * marrow).clamp(min=0) * inside * beside_spine)
+        if sign > 0:  # cartilage hardly shows: the bone ends further out the lower the rib
+            end = 0.105 + 0.012 * nearest
+            arcs[-1] = arcs[-1] * ((rays.x.abs() - end) / 0.015).clamp(0, 1)
+    return arcs[0], arcs[1]
+
+
+def _clavicles(a: ChestAnatomy, front: Rays) -> Tensor:
+    """Two S-shaped bones from the breastbone to the shoulders."""
+    along = (front.x.abs() - 0.025) / 0.30
+    inner = along.clamp(0, 1)
+    y = _by_side(front, a.clavicle_y) - inner * _by_side(front, a.clavicle_rise) \
+        + 0.11 * inner * (1 - inner) * (inner - 0.45)
+    past = (along - inner) * 0.30
+    off = front.y - y
+    distance = (off * off + past * past + 1e-12).sqrt()
+    radius = 0.0125 + 0.004 * (inner - 0.5) * (inner - 0.5) * 4
+    return (tube(distance, radius) - 0.75 * tube(distance, radius * 0.6)).clamp(min=0) * 1.1
+
+
+def _shoulders(a: ChestAnatomy, rays: Rays, arm_axis: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Shoulder blades, and the bones of the upper arms."""
+    blades = []
+    for side, sign in enumerate((-1.0, 1.0)):
+        x, angle = sign * a.scapula_x[:, side], -sign * a.scapula_angle[:, side]
+        plate = ellipsoid(rays, x, 0.325, 0.055, 0.145, 0.012, angle)
+        hollow = ellipsoid(rays, x, 0.325, 0.047, 0.135, 0.009, angle)
+        ridge = ellipsoid(rays, x, 0.225, 0.085, 0.012, 0.012, angle - sign * 0.25)
+        blades.append((plate - hollow).clamp(min=0) + ridge)
+    off, along = arm_axis
+    squared = off * off + along * along
+    humerus = half_chord(squared * (1 / 0.022**2)) * 0.044 - half_chord(squared * (1 / 0.013**2)) * 0.026
+    return blades[0] + blades[1], humerus.clamp(min=0)
+
+
+def _spine(a: ChestAnatomy, back: Rays) -> Tensor:
+    """Vertebral bodies with discs between, pedicles and spinous processes."""
+    number = (back.y - each(a.vertebra_y)) / each(a.vertebra_height)
+    place = number - number.floor().detach()
+    side = back.x.abs()
+    across = side * each(1 / a.spine_width)
+    across = across * across
+    waist = 1 + 0.25 * (1 - (place - 0.5).abs() * 2)  # bodies are narrower at mid-height
+    solid = half_chord(across * across * waist) * 0.022
+    disc = ((0.5 - (place - 0.5).abs()) / 0.10).clamp(0, 1)
+    endplate = (1 - ((place - 0.5).abs() - 0.40).abs() / 0.05).clamp(min=0)
+    height = each(a.vertebra_height)
+    dx, dy = (side - 0.024) / 0.0085, (place - 0.38) * height / 0.012
+    pedicle = half_chord(dx * dx + dy * dy) * 0.006
+    dx, dy = back.x / 0.0065, (place - 0.80) * height / 0.014
+    spinous = half_chord(dx * dx + dy * dy) * 0.012
+    inside = (across < 1).to(back.x.dtype)
+    return solid * (0.25 + 0.35 * disc + 0.25 * endplate * inside) + pedicle + spinous
+
+
+def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor) -> tuple[Tensor, Tensor]:
+    """Extent of the lesion (path length of lung in it) and the share of air that it fills."""
+    x, y, width, height, weight = _blobs(a)
+    shape = torch.zeros_like(rays.x)
+    for k in range(N_BLOBS):
+        dx, dy = (rays.x - each(x[:, k])) * each(1 / width[:, k]), (rays.y - each(y[:, k])) * each(1 / height[:, k])
+        shape = shape + each(weight[:, k]) * torch.exp(-dx * dx - dy * dy)
+    mottle = torch.zeros_like(shape)
+    for wave in range(N_WAVES):
+        fx, fy, px, py = a.tissue[:, wave].unbind(1)
+        mottle = mottle + torch.cos((rays.x * each(40 + 12 * fx) + rays.y * each(50 * fy)) + each(4 * px)) \
+            * torch.cos(rays.y * each(45 + 12 * fy) + each(4 * py))
+    dense = each((a.finding == FINDINGS.index("Pneumonia")).float())
+    patchy = shape * (1 + (0.22 - 0.10 * dense) * mottle)
+    # a consolidation fills its lobe and ends sharply; ground glass is thin and fades
+    density = (patchy * (1 + 1.2 * dense) - 0.45 * dense).clamp(0, 1) * (0.55 + 0.40 * dense)
+    extent = lung * ((density > 0.16) & (lung > 0.01)).to(lung.dtype)
+    return extent, density * each(a.severity)
+
+
+def _blobs(a: ChestAnatomy) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Centres, half-axes and weights (N, 6) of the blobs that make up each finding's pattern."""
+    u = a.lesion
+    one = torch.ones_like(u[..., 0])
+    k = torch.arange(N_BLOBS, device=u.device)
+    alternating = torch.where(k % 2 == 0, 1.0, -1.0) * one
+    chosen = torch.where(u[:, :1, 4] > 0, 1.0, -1.0) * one  # one side, the same for all blobs
+    lobe = u[:, :1, 3] * one
+    first = (k < 1).float()
+    patterns = {
+        "Normal": (0 * one, 0.5 * one, one, one, 0 * one),
+        "Pneumonia": (chosen * (0.165 + 0.02 * u[..., 0]), 0.48 + 0.085 * lobe + 0.03 * u[..., 1] * (1 - first),
+                      0.085 + 0.015 * u[..., 2], 0.065 + 0.010 * u[..., 0], first + 0.35 * (1 - first) * (k < 3)),
+        "COVID": (alternating * (0.225 + 0.022 * u[..., 0]), 0.545 + 0.060 * u[..., 1], 0.042 + 0.008 * u[..., 2],
+                  0.050 + 0.009 * u[..., 3], 0.95 * one),
+        "Lung_Opacity": (chosen * (0.13 + 0.030 * u[..., 0]), 0.36 + 0.07 * lobe + 0.05 * u[..., 1],
+                         0.050 + 0.012 * u[..., 2], 0.045 + 0.010 * u[..., 0], 0.9 * (k < 3) * one),
+        "Viral Pneumonia": (alternating * (0.105 + 0.02 * u[..., 0]), 0.44 + 0.055 * u[..., 1],
+                            0.070 + 0.010 * u[..., 2], 0.085 + 0.012 * u[..., 3], 0.36 * one),
+    }
+    stacked = torch.stack([torch.stack([part * one for part in patterns[name]]) for name in FINDINGS])  # (finding, 5, N, 6)
+    picked = stacked[a.finding, :, torch.arange(len(a), device=u.device)]  # (N, 5, 6)
+    x, y, width, height, weight = picked.unbind(1)
+    return x, y, width, height, weight
+
+
+_GLYPHS = {"L": "10000 10000 10000 10000 10000 10000 11111", "R": "11110 10001 10001 11110 10100 10010 10001",
+           "A": "01110 10001 10001 11111 10001 10001 10001", "P": "11110 10001 10001 11110 10000 10000 10000",
+           "E": "11111 10000 10000 11110 10000 10000 11111", "T": "11111 00100 00100 00100 00100 00100 00100"}
+
+
+def _text(letters: str, height: int) -> Tensor:
+    """Bitmap (height, width) bool of a few capital letters, from 5 x 7 dots."""
+    rows = [[[int(dot) for dot in row] for row in _GLYPHS[letter].split()] for letter in letters]
+    bitmap = functional.pad(torch.tensor(rows, dtype=torch.float32), (0, 1))  # a gap after each letter
+    bitmap = bitmap.permute(1, 0, 2).reshape(7, -1)[None, None]
+    return functional.interpolate(bitmap, scale_factor=height / 7, mode="nearest")[0, 0] > 0.5
+
+
+def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Where (N, H, W) and in which grey (N, 1, 1) the things that are not the patient's overlay the film."""
+    wanted = dict(zip(CONFOUNDERS, a.confounders.unbind(1), strict=True))
+    if not bool(a.confounders.any()):
+        wanted = {name: torch.zeros_like(on) for name, on in wanted.items()}
+    device = a.keys.device
+    place = torch.arange(img_size, device=device)
+    jitter = a.lesion[:, :, 4]
+    stamps: dict[str, tuple[Tensor, Tensor]] = {}
+    empty = torch.zeros(len(a), img_size, img_size, dtype=torch.bool, device=device)
+    grey = torch.full((len(a), 1, 1), 0.9, device=device)
+
+    sides = [(jitter[:, k].abs() * 0.05 + 0.03) * img_size for k in range(4)]
+    inner = ((place[None, None, :] >= each(sides[0])) & (place[None, None, :] < img_size - each(sides[1]))
+             & (place[None, :, None] >= each(sides[2] * 0.7)) & (place[None, :, None] < img_size - each(sides[3] * 0.7)))
+    stamps["collimation"] = (~inner & each(wanted["collimation"]), torch.full_like(grey, -1.0))
+
+    width = max(1, round(img_size / 64))
+    edge = (place < width) | (place >= img_size - width)
+    stamps["border"] = ((edge[:, None] | edge[None, :]) & each(wanted["border"]), grey)
+
+    for name, letters, share, left, top in (("marker", "L", 0.065, 0.88, 0.05), ("text", "AP PORT", 0.045, 0.05, 0.93)):
+        letters = letters.replace(" PORT", "") if name == "text" else letters
+        bitmap = _text(letters, max(7, round(share * img_size))).to(device)
+        mask = empty.clone()
+        for i in torch.nonzero(wanted[name])[:, 0].tolist():
+            y = min(round((top + 0.03 * float(jitter[i, 4])) * img_size), img_size - bitmap.shape[0])
+            x = min(round((left + 0.03 * float(jitter[i, 5])) * img_size), img_size - bitmap.shape[1])
+            y, x = max(y, 0), max(x, 0)
+            mask[i, y:y + bitmap.shape[0], x:x + bitmap.shape[1]] = bitmap[:img_size, :img_size]
+        stamps[name] = (mask, grey)
+    return stamps

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 
@@ -156,8 +156,9 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], recipe: Map
         return tensor.half() if half and tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
     header = {"recipe": json.dumps(recipe, sort_keys=True)}
+    data = save({name: packed(tensor) for name, tensor in tensors.items()}, metadata=header)
     with whole_file(path) as temporary:
-        save_file({name: packed(tensor) for name, tensor in tensors.items()}, temporary, metadata=header)
+        temporary.write_bytes(data)  # save_file would make a file that only its owner can read
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -32,6 +32,12 @@ def test_tensors_and_recipe_come_back(tmp_path):
         assert torch.equal(found.tensors[name], tensor)
 
 
+def test_a_checkpoint_has_the_rights_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    save_checkpoint(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_half_stores_matrices_in_16_bits_and_leaves_the_rest(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"m": torch.rand(3, 3), "v": torch.rand(3), "i": torch.ones(2, 2, dtype=torch.long)}

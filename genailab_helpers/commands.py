@@ -1,21 +1,33 @@
 """The `genailab` command. What a command needs is imported inside it, so that the help appears at once."""
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import genailab_helpers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
     from tqdm import tqdm
+
+SYNTHETIC, N_PHANTOMS = "synthetic", 4000  # `--data synthetic` draws so many phantoms
+RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
+CONTACT_SHEET = "contact_sheet.png"
+BATCH_SIZE, DEFAULT_STEPS = 16, 2000
 
 app = typer.Typer(help="GenAI Lab: five notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
 
 
 @app.callback()
@@ -92,6 +104,209 @@ def _check_output(output: Path) -> None:
                       "choose another with --output") from error
 
 
+@train_app.command("diffusion")
+def train_diffusion(
+    data: Annotated[str, typer.Option(
+        help=f"A class folder, a folder of class folders, or '{SYNTHETIC}' for phantoms of all findings.",
+    )],
+    img_size: Annotated[int, typer.Option(help="Side of the films in pixels, a multiple of 8.")] = 64,
+    n_steps: Annotated[int | None, typer.Option(
+        min=1, help=f"Steps of {BATCH_SIZE} films; {DEFAULT_STEPS} if neither steps nor minutes are given.",
+    )] = None,
+    minutes: Annotated[float | None, typer.Option(
+        min=0.01, help="Stop after so long; such a run cannot be repeated exactly.",
+    )] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("build/diffusion"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and noise.")] = 0,
+) -> None:
+    """Train a diffusion model; an interrupted run goes on where it stopped. Writes its recipe beside it."""
+    from torch.utils.data import DataLoader
+
+    from genailab_helpers.diffusion.process import save_denoiser
+    from genailab_helpers.diffusion.training import train_image_diffusion
+    from genailab_helpers.storage import load_checkpoint, whole_file
+
+    if img_size < 16 or img_size % 8:
+        raise ValueError(f"--img-size {img_size}: expected a multiple of 8, at least 16")
+    if n_steps is None and minutes is None:
+        n_steps = DEFAULT_STEPS
+    films, classes = _training_films(data, img_size, seed)
+    recipe: dict[str, Any] = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
+                              "minutes": minutes, "seed": seed, "batch_size": BATCH_SIZE}
+    _open_run(output, recipe)
+    typer.echo(f"{sum(classes.values())} films of {img_size}x{img_size} pixels: "
+               + ", ".join(f"{count} {name}" for name, count in classes.items()))
+    model, losses = train_image_diffusion(
+        DataLoader(films, batch_size=min(BATCH_SIZE, len(films)), shuffle=True, drop_last=True),  # type: ignore[arg-type]
+        img_size, n_steps=n_steps, minutes=minutes, seed=seed, checkpoint=output / STATE)
+    if not (output / MODEL).exists():
+        seconds = load_checkpoint(output / STATE).recipe["progress"]["seconds"]
+        recipe |= {"steps": len(losses), "seconds_a_step": round(seconds / len(losses), 3),
+                   "mean_of_last_100_losses": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+                   "date": datetime.now(UTC).date().isoformat()}
+        save_denoiser(output / MODEL, model, {"run": recipe}, half=True)
+        with whole_file(output / RECIPE) as path:
+            path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    done = json.loads((output / RECIPE).read_text(encoding="utf-8"))
+    typer.echo(f"{done['steps']} steps, {done['seconds_a_step']} s a step, "
+               f"loss {done['mean_of_last_100_losses']} (1: the best linear estimate)")
+    typer.echo(f"Look at {output}; draw films with: genailab sample {output}")
+
+
+def _training_films(data: str, img_size: int, seed: int) -> "tuple[Dataset[Any], dict[str, int]]":
+    """Return the films, with labels where there are several classes, and how many each class has."""
+    from genailab_helpers.datasets.folders import list_radiographs
+    from genailab_helpers.diffusion.datasets import ChestXRayDataset, SyntheticXRayDataset
+
+    films: ChestXRayDataset | SyntheticXRayDataset
+    if data == SYNTHETIC:
+        films = SyntheticXRayDataset(N_PHANTOMS, img_size, seed, labels=True)
+    else:
+        list_radiographs(data)  # an empty folder is refused before anything is read
+        films = ChestXRayDataset(Path(data).expanduser(), img_size, labels=True)
+    films.labels = len(films.classes) > 1
+    return films, {name: films.targets.count(label) for label, name in enumerate(films.classes)}
+
+
+def _open_run(output: Path, recipe: dict[str, Any]) -> None:
+    """Begin a run, or check that the one in the folder is the same training."""
+    from genailab_helpers.storage import first_difference, whole_file
+
+    if (output / RECIPE).exists():
+        if difference := first_difference(_read_recipe(output), recipe):
+            raise ValueError(f"{output}: holds another training ({difference}); choose another --output")
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "
+                              "choose another --output")
+    with whole_file(output / RECIPE) as path:
+        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_recipe(run: Path) -> dict[str, Any]:
+    path = run / RECIPE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a run of `genailab train diffusion`")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        return {**recipe, "classes": {str(name): int(count) for name, count in recipe["classes"].items()}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no recipe of `genailab train diffusion` ({error}); train again") from error
+
+
+@app.command()
+def sample(
+    run_folder: Annotated[Path, typer.Argument(
+        metavar="RUN", help="Folder that `genailab train diffusion` wrote.",
+    )],
+    n_samples: Annotated[int, typer.Option(
+        min=1, help="Films to draw, classes as frequent as in training.",
+    )] = 48,
+    output: Annotated[Path, typer.Option(help="New or empty folder for the films.")] = Path("build/samples"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    guidance: Annotated[float, typer.Option(
+        min=0, help="1 draws the films of a class; more exaggerates what is typical of it.",
+    )] = 1.0,
+) -> None:
+    """Draw films with a trained model: films/CLASS/*.png and contact_sheet.png. They show no person."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    from genailab_helpers.diffusion.process import load_denoiser
+    from genailab_helpers.diffusion.sampling import generate
+    from genailab_helpers.storage import whole_folder
+
+    classes = _read_recipe(run_folder)["classes"]
+    if not (run_folder / MODEL).is_file():
+        raise FileNotFoundError(f"{run_folder / MODEL}: not found; the training has not ended: "
+                                "run the same `genailab train diffusion` again to finish it")
+    denoiser = load_denoiser(run_folder / MODEL)
+    if (denoiser.num_classes or 1) != len(classes):
+        raise ValueError(f"{run_folder}: {RECIPE} names {len(classes)} classes, {MODEL} knows "
+                         f"{denoiser.num_classes or 1}; train again")
+    if denoiser.num_classes is None and guidance != 1:
+        raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")
+    of_films = np.repeat(np.arange(len(classes)), list(classes.values()))
+    places = ((np.arange(n_samples) + 0.5) * len(of_films) / n_samples).astype(int)
+    labels = torch.from_numpy(of_films[places])
+    told = None if denoiser.num_classes is None else labels
+    with whole_folder(output) as folder:
+        batches = []
+        with tqdm(total=n_samples, desc="drawing", unit="film") as bar:
+            for batch in generate(denoiser, n_samples, seed=seed, labels=told, guidance=guidance):
+                batches.append(((batch[:, 0] + 1) * 127.5).round().byte().numpy())
+                bar.update(len(batch))
+        films = np.concatenate(batches)
+        for i, (film, label) in enumerate(zip(films, labels.tolist(), strict=True), 1):
+            path = folder / "films" / list(classes)[label] / f"generated_{i:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(film).save(path)
+        Image.fromarray(_contact_sheet(films)).save(folder / CONTACT_SHEET)
+    typer.echo(f"Look at {output / CONTACT_SHEET}; the films are in {output / 'films'}")
+
+
+def _contact_sheet(films: Any) -> Any:
+    """Lay films (N, H, W) of 8 bits side by side, about three rows for four columns, the rest black."""
+    import numpy as np
+
+    n_films, height, width = films.shape
+    n_columns = int(np.ceil(np.sqrt(n_films * 4 / 3)))
+    n_rows = -(-n_films // n_columns)
+    blank = np.zeros((n_rows * n_columns - n_films, height, width), np.uint8)
+    sheet = np.concatenate([films, blank]).reshape(n_rows, n_columns, height, width)
+    return sheet.swapaxes(1, 2).reshape(n_rows * height, n_columns * width)
+
+
+@app.command()
+def evaluate(
+    generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="Folder of generated films.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of films new to the model.")],
+    train: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Folder of the films that it was trained on: only with it can copies be found.",
+    )] = None,
+) -> None:
+    """Judge generated films against real ones, beside copies, a collapse, and real against real."""
+    from genailab_helpers.diffusion import evaluation
+    from genailab_helpers.features import lite0_features
+
+    made, _ = _read_films(generated)
+    img_size = made.shape[-1]
+    held_out, patients = _read_films(real, img_size)
+    if train is not None:
+        shown, _ = _read_films(train, img_size)
+        reference = held_out
+    else:
+        from sklearn.model_selection import GroupShuffleSplit
+
+        if len(set(patients)) < 2:
+            raise ValueError(f"{real}: expected films of at least 2 patients, or a folder --train")
+        halves = next(GroupShuffleSplit(1, test_size=0.5, random_state=0).split(patients, groups=patients))
+        shown, reference = (held_out[half] for half in halves)
+        typer.echo(f"No --train: {real} is split by patient, {len(shown)} films stand in for those of the "
+                   f"training, {len(reference)} are held out. Copies of training films cannot be seen so.")
+    table = evaluation.evaluate(made, shown, reference)
+    plain = evaluation.frechet_distance(lite0_features(made), lite0_features(held_out))
+    typer.echo(str(table))
+    typer.echo(f"plain Frechet distance, all {len(made)} generated against all {len(held_out)} real films: "
+               f"{plain:.1f}")
+
+
+def _read_films(folder: Path, img_size: int | None = None) -> "tuple[Tensor, list[str]]":
+    """Read all films of a folder and name their patients; without a size, in the size of the first one."""
+    from genailab_helpers.datasets.catalog import patient_of
+    from genailab_helpers.datasets.folders import list_radiographs, read_radiographs
+    from genailab_helpers.radiographs import read_radiograph
+
+    folder = folder.expanduser()
+    paths = [path for path in list_radiographs(folder) if path.name != CONTACT_SHEET]
+    if not paths:
+        raise ValueError(f"{folder}: holds {CONTACT_SHEET} alone; expected a folder of films")
+    films, kept = read_radiographs(paths, img_size or read_radiograph(paths[0]).shape[-1])
+    return films, [patient_of(path.relative_to(folder)) for path in kept]
+
+
 def _find_lessons(wanted: Sequence[str], folder: Path | None) -> list[Path]:
     known = _known_lessons(folder)
     found: dict[Path, None] = {}  # a set that keeps the order
@@ -140,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a wrong input ends in one line on stderr and exit status 2."""
     try:
         app(_join_parameters(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         _complain(error)
         sys.exit(2)
 

@@ -1,0 +1,248 @@
+"""`genailab train diffusion`, `sample`, `evaluate`: small runs end to end, and one line for bad input."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genailab_helpers import commands
+from genailab_helpers.commands import main
+from genailab_helpers.diffusion import evaluation, training
+from genailab_helpers.diffusion.process import load_denoiser
+from genailab_helpers.features import lite0_features
+from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
+
+
+def run(*arguments: object) -> None:
+    """Run the command line; typer ends even a success with SystemExit."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert not end.value.code
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run what must fail with exit status 2, and return its one line on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def write_films(folder: Path, n_films: int, seed: int, img_size: int = 16, finding: str = "Normal") -> Path:
+    folder.mkdir(parents=True)
+    films = render_chests(sample_chests(n_films, seed, finding), img_size).images[:, 0]
+    for i, film in enumerate(films):
+        levels = ((film + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(levels).save(folder / f"person{seed}{i}_virus_1.png")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENAILAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 24 and 8 films, of 16x16 pixels."""
+    root = tmp_path_factory.mktemp("films") / "tree"
+    write_films(root / "NORMAL", 24, seed=1)
+    write_films(root / "COVID", 8, seed=2, finding="COVID")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps over two classes."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    run("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3, "--output", folder)
+    return folder
+
+
+def weights(run_folder: Path) -> list[torch.Tensor]:
+    return list(load_denoiser(run_folder / commands.MODEL).state_dict().values())
+
+
+def test_run_holds_its_recipe_and_a_class_conditional_model(trained: Path, films: Path) -> None:
+    recipe = json.loads((trained / commands.RECIPE).read_text())
+    assert recipe["classes"] == {"Normal": 24, "COVID": 8}
+    assert (recipe["data"], recipe["img_size"], recipe["seed"], recipe["steps"]) == (str(films), 16, 0, 3)
+    assert load_denoiser(trained / commands.MODEL).num_classes == 2
+
+
+def test_one_class_folder_trains_without_labels(films: Path, tmp_path: Path) -> None:
+    run("train", "diffusion", "--data", films / "NORMAL", "--img-size", 16, "--n-steps", 1,
+        "--output", tmp_path / "run")
+    assert load_denoiser(tmp_path / "run" / commands.MODEL).num_classes is None
+    run("sample", tmp_path / "run", "--n-samples", 2, "--output", tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn" / "films" / "Normal").iterdir())) == 2
+
+
+def test_synthetic_trains_on_all_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "N_PHANTOMS", 20)
+    run("train", "diffusion", "--data", "synthetic", "--img-size", 16, "--n-steps", 1,
+        "--output", tmp_path / "run")
+    recipe = json.loads((tmp_path / "run" / commands.RECIPE).read_text())
+    assert tuple(recipe["classes"]) == FINDINGS
+    assert sum(recipe["classes"].values()) == 20
+
+
+class Killed(BaseException):
+    """Ends a training as a kill does: nothing catches it."""
+
+
+def test_killed_run_goes_on_to_the_same_weights(trained: Path, films: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    again, draw, draws = tmp_path / "run", training._draw, []
+    arguments = ("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3, "--output", again)
+
+    def dies_at_step_3(*given: object) -> object:
+        draws.append(1)
+        if len(draws) == 3:
+            raise Killed
+        return draw(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_draw", dies_at_step_3)
+        patch.setitem(training.train_image_diffusion.__kwdefaults__, "checkpoint_every", 1)
+        with pytest.raises(Killed):
+            run(*arguments)
+    assert not (again / commands.MODEL).exists()
+    run(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(trained), strict=True))
+
+
+def test_finished_run_is_left_as_it_is(trained: Path, films: Path) -> None:
+    before = (trained / commands.MODEL).read_bytes(), (trained / commands.RECIPE).read_bytes()
+    run("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3, "--output", trained)
+    assert before == ((trained / commands.MODEL).read_bytes(), (trained / commands.RECIPE).read_bytes())
+
+
+def test_samples_come_in_class_folders_as_frequent_as_in_training(trained: Path, tmp_path: Path) -> None:
+    run("sample", trained, "--n-samples", 8, "--seed", 5, "--guidance", 1.5, "--output", tmp_path / "drawn")
+    # the classes had 24 and 8 films in training
+    drawn = {folder.name: sorted(folder.iterdir()) for folder in (tmp_path / "drawn/films").iterdir()}
+    assert {name: len(paths) for name, paths in drawn.items()} == {"Normal": 6, "COVID": 2}
+    films_drawn = [np.asarray(Image.open(path)) for path in drawn["Normal"] + drawn["COVID"]]
+    assert all(film.shape == (16, 16) and film.dtype == np.uint8 for film in films_drawn)
+    sheet = np.asarray(Image.open(tmp_path / "drawn" / commands.CONTACT_SHEET))
+    assert sheet.shape == (2 * 16, 4 * 16)
+    for i, film in enumerate(films_drawn):
+        row, column = divmod(i, 4)
+        assert np.array_equal(sheet[16 * row:16 * (row + 1), 16 * column:16 * (column + 1)], film)
+
+
+def test_same_seed_draws_the_same_films(trained: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("sample", trained, "--n-samples", 2, "--seed", seed, "--output", tmp_path / name)
+    a, b, c = ((tmp_path / name / commands.CONTACT_SHEET).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_interrupted_sampling_leaves_nothing(trained: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(films: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(commands, "_contact_sheet", fails)
+    with pytest.raises(Killed):
+        run("sample", trained, "--n-samples", 2, "--output", tmp_path / "out" / "drawn")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_evaluate_prints_table_and_plain_distance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generated = write_films(tmp_path / "generated" / "films", 24, seed=1)
+    Image.new("L", (400, 300)).save(tmp_path / "generated" / commands.CONTACT_SHEET)  # is no film
+    real = write_films(tmp_path / "real", 48, seed=2)
+    run("evaluate", tmp_path / "generated", real)
+    out = capsys.readouterr().out
+    assert "No --train" in out
+    assert "24 films stand in" in out
+    assert "24 are held out" in out
+    for row in ("generated", "real against real", "copies of the training films", "one film repeated"):
+        assert re.search(f"^{row}  ", out, re.MULTILINE), row
+    a, b = (lite0_features(commands._read_films(folder)[0]) for folder in (generated, real))
+    assert f"all 24 generated against all 48 real films: {evaluation.frechet_distance(a, b):.1f}" in out
+
+
+def test_evaluate_finds_copies_of_the_named_training_films(tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    train, real = write_films(tmp_path / "train", 24, seed=1), write_films(tmp_path / "real", 24, seed=2)
+    run("evaluate", train, real, "--train", train)
+    out = capsys.readouterr().out
+    assert "copies its training films" in out
+    assert "No --train" not in out
+
+
+def test_evaluate_splits_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal films a patient: a film on both sides would mean that its patient is on both."""
+    real = write_films(tmp_path / "real", 20, seed=3)
+    for path in list(real.iterdir()):
+        Image.open(path).save(path.with_name(path.name.replace("_virus_1", "_virus_2")))
+    seen = {}
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, train, held_out: seen.update(t=train, h=held_out))
+    run("evaluate", write_films(tmp_path / "generated", 2, seed=4), real)
+    halves = {name: {film.numpy().tobytes() for film in films} for name, films in seen.items()}
+    assert len(seen["t"]) == len(seen["h"]) == 20
+    assert not halves["t"] & halves["h"]
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+def test_bad_training_input_is_one_line(films: Path, trained: Path, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    for words, *arguments in (
+            ("empty folder", "--data", tmp_path / "empty"),
+            ("no such folder", "--data", tmp_path / "absent"),
+            ("--img-size 30: expected a multiple of 8", "--data", films, "--img-size", 30),
+            ("--img-size 0: expected a multiple of 8", "--data", films, "--img-size", 0),
+            ("full: expected a new or empty folder", "--data", films, "--output", full),
+            ("n_steps is 3 in the file and 4 here", "--data", films, "--img-size", 16, "--n-steps", 4,
+             "--output", trained)):
+        if "--output" not in arguments:
+            arguments += ["--output", tmp_path / "new"]
+        assert words in complaint(capsys, "train", "diffusion", *arguments)
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in full.iterdir()] == ["notes.txt"]
+
+
+def test_bad_sampling_input_is_one_line(trained: Path, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished, broken = tmp_path / "unfinished", tmp_path / "broken"
+    for folder in (unfinished, broken):
+        folder.mkdir()
+        (folder / commands.RECIPE).write_bytes((trained / commands.RECIPE).read_bytes())
+    (broken / commands.MODEL).write_bytes((trained / commands.MODEL).read_bytes()[:5000])
+    no_recipe = tmp_path / "no_recipe"
+    no_recipe.mkdir()
+    (no_recipe / commands.RECIPE).write_text("[1]")
+    new = ["--output", tmp_path / "new"]
+    assert "expected a run of" in complaint(capsys, "sample", tmp_path / "absent", *new)
+    assert "has not ended" in complaint(capsys, "sample", unfinished, *new)
+    assert "truncated" in complaint(capsys, "sample", broken, *new)
+    assert "no recipe of" in complaint(capsys, "sample", no_recipe, *new)
+    assert not (tmp_path / "new").exists()
+    full = write_films(tmp_path / "full", 1, seed=9)
+    assert "expected a new or empty folder" in complaint(capsys, "sample", trained, "--output", full)
+    assert len(list(full.iterdir())) == 1
+
+
+def test_bad_evaluation_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some, one = write_films(tmp_path / "some", 10, seed=1), write_films(tmp_path / "one", 1, seed=2)
+    assert "no such folder" in complaint(capsys, "evaluate", tmp_path / "absent", some)
+    assert "at least 2 patients" in complaint(capsys, "evaluate", some, one)
+    assert "at least 20 films" in complaint(capsys, "evaluate", some, some)

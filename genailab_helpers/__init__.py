@@ -1,9 +1,14 @@
-"""Helpers for GenAI Lab, five notebook lessons on medical-imaging AI.
+"""Helpers for GenAI Lab, notebook lessons on medical-imaging AI.
 
-Import this package before anything that imports torchvision: it repairs a torchvision that was built
-for a CUDA torch and sits beside a CPU one.
+Import this package before anything that imports torch or torchvision: it repairs a torchvision that was built
+for a CUDA torch and sits beside a CPU one, and lets idle threads of torch sleep.
 """
+
+import os
 
 from genailab_helpers._torchvision import repair_on_import
 
+# Threads that wait by spinning take the core away from whoever they wait for: beside other work on the
+# machine, lesson 2 took three times as long with two threads. Must be set before torch starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 repair_on_import()

@@ -4,6 +4,8 @@ Everything is written under a temporary name beside its target and renamed when 
 or a full disk leaves either the old state or the new one, never half of it.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -12,11 +14,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # commands that only write files start without torch
+    from torch import Tensor, nn
 
 
 def cache_folder() -> Path:
@@ -151,6 +154,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], recipe: Map
     OSError
         If the file cannot be written; an older one is as it was then.
     """
+    from safetensors.torch import save
+
     def packed(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
         return tensor.half() if half and tensor.is_floating_point() and tensor.ndim > 1 else tensor

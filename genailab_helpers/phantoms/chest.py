@@ -1,12 +1,18 @@
 """Chest X-rays drawn from known anatomy: sample bodies, project them, keep the truth.
 
-A frontal film as the viewer sees it: the patient's right is on the left. Lengths are in image sides of a nominal
-body, angles in radians, clockwise for the viewer. Fields of shape (N, 2) hold the patient's right side first.
-Everything here is generated; nothing is a film of a person.
+A frontal film as the viewer sees it: the patient's right is on the left. Lengths are in image sides of
+a nominal body, angles in radians, clockwise for the viewer. Fields of shape (N, 2) hold the patient's right
+side first. Everything here is generated; nothing is a film of a person.
+
+Every solid is drawn only in the zone of the films where it lies. It is exactly 0 outside its zone, so that
+the size of the zone, which depends on the other chests of the batch, changes no pixel.
 """
+
+# ruff: noqa: RUF009 - `_vary` and `_given` only wrap `dataclasses.field`
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from genailab_helpers.phantoms import projection
-from genailab_helpers.phantoms.projection import Rays, each, ellipsoid, half_chord, tube
+from genailab_helpers.phantoms.projection import Rays, Window, each, ellipsoid, half_chord
 from genailab_helpers.radiographs import check_img_size
 
 FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
 CONFOUNDERS = ("marker", "text", "border", "collimation", "exposure")
 STRUCTURES = ("body", "right_lung", "left_lung", "heart", "mediastinum", "aorta", "trachea", "vessels",
-              "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm", "stomach_bubble")
+              "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm",
+              "stomach_bubble")
 
 FILM_SIDE_CM = 38.0
 SOFT = 0.19 * FILM_SIDE_CM  # attenuation of soft tissue an image side, about 70 keV (NIST XCOM: 0.19 / cm)
@@ -39,12 +46,17 @@ def _vary(mean: Any, spread: float, *shape: int) -> Any:
     return dataclasses.field(metadata={"mean": mean, "spread": spread, "shape": shape})
 
 
+def _given() -> Any:
+    """Declare a field that is not drawn from a normal distribution."""
+    return dataclasses.field(metadata={})
+
+
 @dataclass(frozen=True)
 class ChestAnatomy:
     """A batch of N chests, every field a tensor whose first axis is N.
 
-    The distributions stand beside the fields: mean and standard deviation in image sides or radians, cut at 2.2
-    standard deviations. Use `changed` to move something, and indexing to take some of the chests.
+    The distributions stand beside the fields: mean and standard deviation in image sides or radians, cut at
+    2.2 standard deviations. Use `changed` to move something, and indexing to take some of the chests.
     """
 
     # how the body stands before the detector
@@ -117,10 +129,10 @@ class ChestAnatomy:
     brightness: Tensor = _vary(0.0, 0.08)
     # the finding, and what does not belong to the patient
     lesion: Tensor = _vary(0.0, 1.0, N_BLOBS, 5)
-    severity: Tensor = dataclasses.field(metadata={})  # (N,) in (0, 1]
-    finding: Tensor = dataclasses.field(metadata={})  # (N,) int64, place in FINDINGS
-    confounders: Tensor = dataclasses.field(metadata={})  # (N, 5) bool, in the order of CONFOUNDERS
-    keys: Tensor = dataclasses.field(metadata={})  # (N, 2) int64, seed and number of each film
+    severity: Tensor = _given()  # (N,) in (0, 1]
+    finding: Tensor = _given()  # (N,) int64, place in FINDINGS
+    confounders: Tensor = _given()  # (N, 5) bool, in the order of CONFOUNDERS
+    keys: Tensor = _given()  # (N, 2) int64, seed and number of each film
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -143,6 +155,12 @@ class ChestAnatomy:
             old = known[name]
             known[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand(old.shape)
         return ChestAnatomy(**known)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether films drawn now must be differentiable."""
+        values = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return torch.is_grad_enabled() and any(value.requires_grad for value in values)
 
     def to(self, device: str | torch.device) -> "ChestAnatomy":
         """Return a copy on another device."""
@@ -186,8 +204,8 @@ def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = 
     finding : str or sequence of str, default "Normal"
         One of FINDINGS, or several, of which each chest gets one with equal chance.
     confounders : mapping, optional
-        How often a film carries what does not belong to the patient: for a name in CONFOUNDERS a rate in [0, 1],
-        or a mapping from finding to rate (0 for findings that are not named). Default: never.
+        How often a film carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
+        [0, 1], or a mapping from finding to rate (0 for findings that are not named). Default: never.
 
     Returns
     -------
@@ -222,7 +240,8 @@ def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = 
         values[field.name] = mean + field.metadata["spread"] * spread
     classes = np.array([FINDINGS.index(f) for f in findings])[(uniform[:, 0] * len(findings)).astype(int)]
     return ChestAnatomy(
-        **values, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(), finding=torch.from_numpy(classes),
+        **values, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(),
+        finding=torch.from_numpy(classes),
         confounders=torch.from_numpy(uniform[:, 2:] < rates[classes]),
         keys=torch.stack([torch.full((n_samples,), seed), torch.arange(n_samples)], dim=1))
 
@@ -257,7 +276,8 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
     masks : bool, default False
         Whether to return where each structure and lesion lies.
     batch_size : int, default 8
-        Chests drawn at a time; bounds the memory and keeps the work in the processor's cache, and changes no pixel.
+        Chests drawn at a time by each thread; bounds the memory and keeps the work in the processor's cache,
+        and changes no pixel.
 
     Returns
     -------
@@ -270,25 +290,37 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         If `img_size` is not a whole number of at least 16.
     """
     check_img_size(img_size)
-    parts = [_render(anatomy[i:i + batch_size], img_size, masks) for i in range(0, len(anatomy), batch_size)]
+    batches = [anatomy[i:i + batch_size] for i in range(0, len(anatomy), batch_size)]
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or len(batches) == 1 or anatomy.keys.device.type != "cpu" or anatomy.requires_grad:
+        parts = [_render(batch, img_size, masks) for batch in batches]
+    else:  # a thread for each batch does better than many threads for each small operation
+        def draw(batch: ChestAnatomy) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                return _render(batch, img_size, masks)
+
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            parts = list(pool.map(draw, batches))
+        torch.set_num_threads(n_threads)  # what a worker sets is also the default of threads yet to come
     return ChestRender(torch.cat([images for images, _ in parts]), anatomy.finding,
                        {name: torch.cat([m[name] for _, m in parts]) for name in parts[0][1]})
 
 
 def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:
     finer = -(-_FINEST // img_size)
-    line_integral, lengths = trace(anatomy, img_size * finer)
+    line_integral, lengths = trace(anatomy, img_size * finer, masks)
     a = anatomy
     if finer > 1:
         line_integral = functional.avg_pool2d(line_integral[:, None], finer)[:, 0]
     noise = projection.quantum_noise(a.keys, img_size).to(line_integral)
     overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].float()
-    signal = projection.expose(line_integral, noise, a.quanta * (1 - 0.6 * overexposed), a.scatter, a.focal_blur)
+    quanta = a.quanta * (1 - 0.6 * overexposed)
+    signal = projection.expose(line_integral, noise, quanta, a.scatter, a.focal_blur)
     _, high = projection.quantiles(signal, 0.25, 0.90)
     low = high - a.window
     shift = (high - low) * (a.brightness + 0.25 * overexposed)
     images = projection.display(signal, low - shift, high - shift, a.contrast)
-    stamps = _stamps(a, img_size)
+    stamps = _stamps(a, img_size) if masks or bool(a.confounders.any()) else {}
     for name, (where, value) in stamps.items():
         # a stamp went through the same detector: its edges are as soft as a pixel
         cover = projection.blur(where.float(), 0.15) if name in ("marker", "text") else where.float()
@@ -296,159 +328,233 @@ def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, 
     truth = {}
     if masks:
         for name, length in lengths.items():
-            share = (length > 1e-5).float()  # beside a solid, half_chord leaves a tiny remainder
+            share = (length > 0).float()
             truth[name] = (functional.avg_pool2d(share[:, None], finer)[:, 0] if finer > 1 else share) >= 0.5
         truth |= {name: where for name, (where, _) in stamps.items()}
     return images[:, None], truth
 
 
-def trace(anatomy: ChestAnatomy, img_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+def trace(anatomy: ChestAnatomy, img_size: int,
+          with_lengths: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
     """Follow every ray through N chests.
+
+    Parameters
+    ----------
+    anatomy : ChestAnatomy
+        N chests.
+    img_size : int
+        Side of the films in pixels.
+    with_lengths : bool, default True
+        Whether to return the path lengths of the single structures.
 
     Returns
     -------
     line_integral : Tensor
         (N, H, W) sum of path length times attenuation coefficient.
     lengths : dict of str to Tensor
-        (N, H, W) path length in each of STRUCTURES (below 1e-5 where the ray misses it), and "lesion", whose extent does
-        not depend on its severity.
+        (N, H, W) path length in each of STRUCTURES, exactly 0 where the ray misses it, and in "lesion", whose
+        extent does not depend on its severity; empty unless asked for.
     """
     a = anatomy
     rays = projection.cast_rays(a.shift_x, a.shift_y, a.magnification, a.rotation, img_size)
     curve = rays.y - 0.5
     rays = rays.moved(curve * curve * each(a.bend))
-    front, back = rays.moved(each(a.turn)), rays.moved(each(-a.turn))
+    blank = torch.zeros_like(rays.x)
+    lengths: dict[str, Tensor] = {}
 
-    arm_axis = _arm_axis(a, rays)
-    body = _body(a, rays, arm_axis)
-    heart, mediastinum, aorta = _centre(a, front, back)
-    dome = _diaphragm(a, rays)
-    right_lung, left_lung = _lung(a, rays, 0), _lung(a, rays, 1)
-    displaced = torch.maximum(torch.maximum(heart, mediastinum), aorta) + dome
-    right_lung, left_lung = (right_lung - displaced).clamp(min=0), (left_lung - displaced).clamp(min=0)
-    lung = right_lung + left_lung
-    trachea, bronchi = _airways(a, back, img_size)
-    vessels = torch.zeros_like(body)
+    def keep(name: str, window: Window, solid: Tensor) -> None:
+        if with_lengths:
+            projection.raise_to(lengths.setdefault(name, blank.clone()), window, solid)
+
+    # what takes the lungs' room, and the bones and soft tissue on each side of the body
+    trunk = _trunk(a, rays)
+    outline = trunk.clone()
+    flesh, displaced, lung, bone = (blank.clone() for _ in range(4))
+    projection.raise_to(outline, *_neck(a, rays))
+    for name, (window, solid) in _centre(a, rays).items():
+        keep(name, window, solid)
+        projection.raise_to(displaced, window, solid)
+    for side in (0, 1):
+        for window, solid in _flesh(a, rays, side):
+            flesh[window] += solid
+        window, arm, humerus = _arm(a, rays, side)
+        projection.raise_to(outline, window, arm)
+        bone[window] += humerus
+        window, above, dome = _lung(a, rays, side)
+        aerated = (above - displaced[window] - dome).clamp(min=0)
+        lung[window] += aerated
+        keep(("right_lung", "left_lung")[side], window, aerated)
+        keep("diaphragm", window, dome)
+        window, posterior, anterior = _ribs(a, rays, side)
+        bone[window] += 0.85 * posterior + 0.45 * anterior
+        keep("ribs_posterior", window, posterior)
+        keep("ribs_anterior", window, anterior)
+        for name, draw in (("clavicles", _clavicle), ("scapulae", _scapula)):
+            window, solid = draw(a, rays, side)
+            bone[window] += solid
+            keep(name, window, solid)
+    window, spine = _spine(a, rays)
+    bone[window] += spine
+    keep("spine", window, spine)
+
+    body = (outline + flesh * _inside(trunk)) * _waves(a, rays)
+    vessels = blank
     for level in _vessel_segments(a):
-        vessels = vessels + _draw(a, level, img_size)  # one by one: `sum` adds in another order for other batches
+        vessels = vessels + _draw(a, level, img_size)  # `sum` would add in another order for other batches
     vessels = torch.minimum(vessels, lung)
-    posterior, anterior = _ribs(a, rays)
-    clavicles = _clavicles(a, front) * each(a.clavicles)
-    scapulae, arms = _shoulders(a, rays, arm_axis)
-    spine = _spine(a, back) * each(a.spine)
-    bubble = ellipsoid(rays, a.bubble_x, a.diaphragm_y + a.dome_drop + a.bubble_y, a.bubble_width.clamp(min=0.004),
-                       a.bubble_width.clamp(min=0.004) * 0.65, a.bubble_width.clamp(min=0.004) * 1.2)
-    bubble = torch.minimum(bubble, body)
-    lesion, density = _lesion(a, rays, lung)
-
     air = 1 - each(a.lung_density)
-    soft = body - lung * air + vessels * air - (trachea + bronchi) - bubble + density * lung * air
-    bone = 0.85 * posterior + 0.45 * anterior + clavicles + scapulae + arms + spine
-    line_integral = (soft.clamp(min=0) * SOFT + bone * (BONE_EXCESS * each(a.bone_density))) * each(a.kilovolt)
-    lengths = {"body": body, "right_lung": right_lung, "left_lung": left_lung, "heart": heart,
-               "mediastinum": mediastinum, "aorta": aorta, "trachea": trachea, "vessels": vessels,
-               "ribs_posterior": posterior, "ribs_anterior": anterior, "clavicles": clavicles,
-               "scapulae": scapulae, "spine": spine, "diaphragm": dome,
-               "stomach_bubble": bubble, "lesion": lesion}
-    return line_integral, lengths
+    soft = body - (lung - vessels) * air - _bronchi(a, img_size)
+    for name, (window, gas) in (("trachea", _trachea(a, rays)), ("stomach_bubble", _bubble(a, rays))):
+        solid = torch.minimum(gas, body[window])
+        soft[window] -= solid
+        keep(name, window, solid)
+    everywhere = (slice(None),) * 3
+    keep("body", everywhere, body)
+    keep("vessels", everywhere, vessels)
+    keep("lesion", everywhere, blank)
+    if bool((a.finding != FINDINGS.index("Normal")).any()):
+        window, extent, density = _lesion(a, rays, lung)
+        soft[window] += density * lung[window] * air
+        keep("lesion", window, extent)
+    bone = bone * each(BONE_EXCESS * a.bone_density * a.kilovolt)
+    return soft.clamp(min=0) * each(SOFT * a.kilovolt) + bone, lengths
 
 
-def _by_side(rays: Rays, pair: Tensor) -> Tensor:
-    """Spread a field (N, 2) over the film: the right one's number left of the midline, and the other's right."""
-    half = (pair[:, 1] - pair[:, 0]) / 2
-    return each(pair.mean(1)) + rays.x.sign() * each(half)
+_SIGN = (-1.0, 1.0)  # the patient's right side is on the viewer's left
 
 
-def _body(a: ChestAnatomy, rays: Rays, arm_axis: tuple[Tensor, Tensor]) -> Tensor:
-    """Trunk with sloping shoulders, neck, arms, breasts, and waves of fat and muscle: thickness of soft tissue."""
-    rise = ((each(a.shoulder_y) - rays.y) / 0.26).clamp(min=0)
-    squared_rise = rise * rise
-    taper = 1 - 0.20 * (rays.y - 0.35).clamp(0, 0.6) / 0.6
-    across = rays.x / (each(a.trunk_width) * taper)
+def _inside(solid: Tensor) -> Tensor:
+    """Return 1 inside a solid and 0 outside; comparing would be three times slower."""
+    return (solid.detach() * 1e6).clamp(max=1)
+
+
+def _trunk(a: ChestAnatomy, rays: Rays) -> Tensor:
+    """Trunk with sloping shoulders: thickness of soft tissue."""
+    rise = (each(a.shoulder_y / 0.26) - rays.y * (1 / 0.26)).clamp(min=0)
+    rise = rise * rise
+    taper = 1 - (rays.y - 0.35).clamp(0, 0.6) * (0.20 / 0.6)
+    across = rays.x / (taper * each(a.trunk_width))
     across = across * across
     # a cross-section is flatter than an ellipse, and the skin over the shoulders turns quickly
-    outline = 0.30 * across + 0.70 * across * across + 0.4 * squared_rise + 0.6 * squared_rise * squared_rise
-    trunk = half_chord(outline * outline)
-    thinner = 0.70 + 0.30 * ((rays.y - 0.10) / 0.45).clamp(0, 1)  # the shoulders are flatter than the chest
-    trunk = trunk * thinner * each(2 * a.trunk_depth)
+    outline = across * (0.30 + 0.70 * across) + rise * (0.4 + 0.6 * rise)
+    thinner = (0.70 + 0.30 / 0.45 * (rays.y - 0.10)).clamp(0.70, 1)  # shoulders are flatter than the chest
+    return half_chord(outline * outline) * thinner * each(2 * a.trunk_depth)
+
+
+def _neck(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
+    """Neck, which widens into the shoulders."""
+    reach = a.neck_width + 2.6 * 0.25**2
+    window, rays = rays.zone(-reach, reach, bottom=0.35)
     slope = (rays.y - 0.02).clamp(0, 0.25)
-    neck = rays.x / (each(a.neck_width) + 2.6 * slope * slope)  # widens into the shoulders
-    below = (rays.y - 0.25).clamp(min=0) / 0.10
-    neck = half_chord(neck * neck + below * below) * 0.30
-    off, along = arm_axis
-    arm = half_chord((off * off + along * along) * each(1 / a.arm_width**2)) * each(2 * a.arm_width)
-    pair = rays.mirrored()
-    breast = ellipsoid(pair, 0.20, a.breast_y, 0.15, 0.13, 0.5)
-    breast = breast * breast * each(a.breast.clamp(min=0))  # squared, it thins out towards its rim
-    solid = torch.maximum(torch.maximum(trunk, neck), arm)
-    waves = torch.ones_like(solid)
-    for wave in range(N_WAVES):
-        fx, fy, px, py = a.tissue[:, wave].unbind(1)
-        across_wave = torch.cos(rays.x[:, :1, :] * each(5 * fx + 12) + each(3 * px))
-        down_wave = torch.cos(rays.y[:, :, :1] * each(5 * fy + 9) + each(3 * py))
-        waves = waves + 0.018 * across_wave * down_wave
-    muscle = ellipsoid(pair, 0.33, 0.40, 0.15, 0.28, 0.5, 0.15)
-    muscle = muscle * muscle * each(a.muscle)
-    return (solid + (breast + muscle) * (trunk > 1e-5)) * waves
+    across = rays.x / (each(a.neck_width) + 2.6 * slope * slope)
+    below = (rays.y - 0.25).clamp(min=0) * (1 / 0.10)
+    return window, half_chord(across * across + below * below) * 0.30
 
 
-def _arm_axis(a: ChestAnatomy, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Distance from the axis of the nearer arm, and how far above its upper end the ray passes (0 or less)."""
-    side = rays.x.abs() - each(a.trunk_width - 0.045)
-    down = rays.y - each(a.shoulder_y - 0.07)
-    angle = _by_side(rays, a.arm_angle)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    off = side * cos - down * sin
-    along = (side * sin + down * cos).clamp(max=0)
-    return off, along
+def _flesh(a: ChestAnatomy, rays: Rays, side: int) -> list[tuple[Window, Tensor]]:
+    """Breast, and muscle over shoulder blade and flank."""
+    window, near = rays.zone(0.05, 0.35, a.breast_y - 0.13, a.breast_y + 0.13, _SIGN[side])
+    breast = ellipsoid(near, 0.20, a.breast_y, 0.15, 0.13, 0.5)
+    flesh = [(window, breast * breast * each(a.breast.clamp(min=0)))]  # squared, it thins out towards its rim
+    window, near = rays.zone(0.17, 0.49, 0.12, 0.68, _SIGN[side])
+    muscle = ellipsoid(near, 0.33, 0.40, 0.15, 0.28, 0.5, 0.15)
+    return [*flesh, (window, muscle * muscle * each(a.muscle))]
 
 
-def _lung(a: ChestAnatomy, rays: Rays, side: int) -> Tensor:
-    """Path length through one lung before heart and diaphragm take their room."""
-    sign = (-1.0, 1.0)[side]
-    centre_y = 0.62
-    height = centre_y - a.apex_y[:, side]
-    dx = (rays.x - each(sign * (a.lung_width[:, side] + 0.012))) * each(1 / a.lung_width[:, side])
-    dy = (rays.y - centre_y) * each(1 / height)
-    dx, dy = dx * dx, dy * dy
-    return half_chord(dx + 0.85 * dy + 0.15 * dy * dy) * each(2 * a.lung_depth)
+def _arm(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
+    """Upper arm, a tube with a round upper end, and the bone in it."""
+    x, y, angle = a.trunk_width - 0.045, a.shoulder_y - 0.07, a.arm_angle[:, side]
+    inner = x - a.arm_width + 2 * angle.clamp(max=0)
+    window, rays = rays.zone(inner, np.inf, y - a.arm_width, np.inf, _SIGN[side])
+    out, down = rays.x - each(x), rays.y - each(y)
+    cos, sin = each(torch.cos(angle)), each(torch.sin(angle))
+    off, along = out * cos - down * sin, (out * sin + down * cos).clamp(max=0)
+    squared = off * off + along * along
+    arm = half_chord(squared * each(1 / a.arm_width**2)) * each(2 * a.arm_width)
+    bone = half_chord(squared * (1 / 0.022**2)) * 0.044 - half_chord(squared * (1 / 0.013**2)) * 0.026
+    return window, arm, bone
 
 
-def _diaphragm(a: ChestAnatomy, rays: Rays) -> Tensor:
-    """Path length below the two domes; each is half an ellipsoid on an upright column."""
-    domes = []
-    for side, sign in enumerate((-1.0, 1.0)):
-        top = a.diaphragm_y + a.dome_drop * side
-        dx = (rays.x - sign * 0.145) / 0.205
-        dy = (rays.y - each(top + a.dome_height[:, side])).clamp(max=0) * each(1 / a.dome_height[:, side])
-        domes.append(half_chord(dx * dx + dy * dy) * 0.60)
-    return torch.maximum(*domes)
+def _waves(a: ChestAnatomy, rays: Rays) -> Tensor:
+    """Waves of fat and muscle: a factor near 1 on the thickness of soft tissue."""
+    waves = torch.ones_like(rays.x)
+    for fx, fy, px, py in a.tissue.permute(1, 2, 0):
+        across = torch.cos(rays.x[:, :1, :] * each(5 * fx + 12) + each(3 * px))
+        down = torch.cos(rays.y[:, :, :1] * each(5 * fy + 9) + each(3 * py))
+        waves = waves + (0.018 * across) * down
+    return waves
 
 
-def _centre(a: ChestAnatomy, front: Rays, back: Rays) -> tuple[Tensor, Tensor, Tensor]:
+def _lung(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
+    """Path length through one lung before heart and diaphragm take their room, and below its dome.
+
+    The dome is half an ellipsoid on an upright column.
+    """
+    width, centre_y = a.lung_width[:, side], 0.62
+    outer = torch.maximum(2 * width + 0.012, torch.full_like(width, 0.35))
+    window, rays = rays.zone(0.0, outer, a.apex_y[:, side], np.inf, _SIGN[side])
+    dx = rays.x * each(1 / width) - each(1 + 0.012 / width)
+    dy = (rays.y - centre_y) * each(1 / (centre_y - a.apex_y[:, side]))
+    dy = dy * dy
+    lung = half_chord(dx * dx + dy * (0.85 + 0.15 * dy)) * each(2 * a.lung_depth)
+    height = a.dome_height[:, side]
+    dx = rays.x * (1 / 0.205) - 0.145 / 0.205
+    dy = (rays.y * each(1 / height) - each((a.diaphragm_y + a.dome_drop * side) / height + 1)).clamp(max=0)
+    own_side = _inside(rays.x.clamp(min=0))
+    return window, lung, half_chord(dx * dx + dy * dy) * own_side * 0.60
+
+
+def _centre(a: ChestAnatomy, rays: Rays) -> dict[str, tuple[Window, Tensor]]:
     """Heart, mediastinum and aorta."""
-    ventricles = ellipsoid(front, a.heart_x, a.heart_y, a.heart_width, a.heart_height, 0.135, a.heart_angle)
-    right_atrium = ellipsoid(front, -0.030, a.heart_y - 0.020, a.heart_width * 0.42, 0.085, 0.12)
-    heart = torch.maximum(ventricles, right_atrium)
-    upper = ellipsoid(front, 0.0, 0.26, a.mediastinum_width * 1.1, 0.24, 0.10)
-    hila = ellipsoid(front.mirrored(), 0.045, 0.415, 0.035, 0.055, 0.05)
-    outflow = ellipsoid(front, 0.048, 0.43, 0.046, 0.115, 0.10)
-    mediastinum = torch.maximum(torch.maximum(upper, outflow), hila)
-    arch = ellipsoid(front, a.arch_x, 0.285, a.arch_radius, a.arch_radius * 1.15, a.arch_radius * 2.2)
-    descending = ellipsoid(back, a.arch_x - 0.006, 0.55, 0.022, 0.30, 0.022)
-    return heart, mediastinum, torch.maximum(arch, descending)
+    long, turn = torch.maximum(a.heart_width, a.heart_height), a.turn
+    window, near = rays.zone(torch.minimum(a.heart_x - long, -0.030 - 0.42 * a.heart_width) + turn,
+                             a.heart_x + long + turn, a.heart_y - torch.maximum(long, long * 0 + 0.105),
+                             a.heart_y + torch.maximum(long, long * 0 + 0.065))
+    ventricles = ellipsoid(near, a.heart_x + turn, a.heart_y, a.heart_width, a.heart_height, 0.135,
+                           a.heart_angle)
+    right_atrium = ellipsoid(near, turn - 0.030, a.heart_y - 0.020, a.heart_width * 0.42, 0.085, 0.12)
+    centre = {"heart": (window, torch.maximum(ventricles, right_atrium))}
+
+    reach = torch.maximum(a.mediastinum_width * 1.1, turn * 0 + 0.095) + turn.abs()
+    window, near = rays.zone(-reach, reach, 0.02, 0.55)
+    near = near.moved(each(turn))
+    upper = ellipsoid(near, 0.0, 0.26, a.mediastinum_width * 1.1, 0.24, 0.10)
+    hila = ellipsoid(Rays(near.x.abs(), near.y), 0.045, 0.415, 0.035, 0.055, 0.05)
+    outflow = ellipsoid(near, 0.048, 0.43, 0.046, 0.115, 0.10)
+    centre["mediastinum"] = (window, torch.maximum(torch.maximum(upper, outflow), hila))
+
+    reach = a.arch_radius.clamp(min=0.035) + turn.abs()
+    window, near = rays.zone(a.arch_x - reach, a.arch_x + reach, 0.285 - 1.15 * reach, 0.85)
+    arch = ellipsoid(near, a.arch_x + turn, 0.285, a.arch_radius, a.arch_radius * 1.15, a.arch_radius * 2.2)
+    descending = ellipsoid(near, a.arch_x - 0.006 - turn, 0.55, 0.022, 0.30, 0.022)
+    return centre | {"aorta": (window, torch.maximum(arch, descending))}
 
 
-def _airways(a: ChestAnatomy, back: Rays, img_size: int) -> tuple[Tensor, Tensor]:
-    """Trachea down to the carina, and the two main bronchi."""
-    carina = 0.345
-    dx = (back.x - 0.004 + (carina - back.y) * each(a.trachea_tilt)) * each(1 / a.trachea_width)
-    dy = (back.y - carina).clamp(min=0) / 0.012
-    trachea = half_chord(dx * dx + dy * dy) * each(2 * a.trachea_width)
-    ends = torch.tensor([[0.0, carina, -0.050, 0.405, 0.013], [0.0, carina, 0.062, 0.400, 0.012]],
-                        device=back.x.device)
-    bronchi = _draw(a, ends.expand(len(a), 2, 5), img_size)
-    return trachea, 0.8 * bronchi
+_CARINA = 0.345
+
+
+def _trachea(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
+    """Trachea down to the carina."""
+    reach = 0.01 + a.trachea_width + a.turn.abs() + a.trachea_tilt.abs()
+    window, rays = rays.zone(-reach, reach, bottom=_CARINA + 0.012)
+    dx = rays.x + (_CARINA - rays.y) * each(a.trachea_tilt) + each(a.turn - 0.004)
+    dx = dx * each(1 / a.trachea_width)
+    dy = (rays.y - _CARINA).clamp(min=0) / 0.012
+    return window, half_chord(dx * dx + dy * dy) * each(2 * a.trachea_width)
+
+
+def _bronchi(a: ChestAnatomy, img_size: int) -> Tensor:
+    """Return the two main bronchi."""
+    ends = torch.tensor([[0.0, _CARINA, -0.050, 0.405, 0.013], [0.0, _CARINA, 0.062, 0.400, 0.012]],
+                        device=a.keys.device)
+    return 0.8 * _draw(a, ends.expand(len(a), 2, 5), img_size)
+
+
+def _bubble(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
+    """Gas in the stomach."""
+    y, width = a.diaphragm_y + a.dome_drop + a.bubble_y, a.bubble_width.clamp(min=0.004)
+    window, rays = rays.zone(a.bubble_x - width, a.bubble_x + width, y - width, y + width)
+    return window, ellipsoid(rays, a.bubble_x, y, width, width * 0.65, width * 1.2)
 
 
 def _draw(a: ChestAnatomy, segments: Tensor, img_size: int) -> Tensor:
@@ -460,7 +566,7 @@ def _vessel_segments(a: ChestAnatomy) -> list[Tensor]:
     n = len(a)
     bend = a.vessel_bend
     segments, used = [], 0
-    stem_angle = torch.tensor([-1.15, -0.45, 0.25, 0.85, 1.35], device=bend.device)  # up to down, 0 is outwards
+    stem_angle = torch.tensor([-1.15, -0.45, 0.25, 0.85, 1.35], device=bend.device)  # 0 is outwards
     angle = stem_angle.expand(n, 2, BRANCHES)
     sign = torch.tensor([-1.0, 1.0], device=bend.device)[:, None]
     x = (0.052 * sign).expand(n, 2, BRANCHES)
@@ -473,7 +579,7 @@ def _vessel_segments(a: ChestAnatomy) -> list[Tensor]:
         angle = angle + (0.16 if level == 0 else 0.22) * jitter[..., 0]
         reach = length * (1 + 0.18 * jitter[..., 1])
         end_x, end_y = x + sign * reach * torch.cos(angle), y + reach * torch.sin(angle)
-        width = (radius * each(a.vessel_width)).expand(n, 2, count)
+        width = (radius * a.vessel_width)[:, None, None].expand(n, 2, count)
         segments.append(torch.stack([x, y, end_x, end_y, width], dim=-1).flatten(1, 2))
         fork = torch.tensor([-0.42, 0.36], device=bend.device)
         angle = (angle[..., None] + fork).flatten(2)
@@ -482,100 +588,106 @@ def _vessel_segments(a: ChestAnatomy) -> list[Tensor]:
     return segments
 
 
-def _ribs(a: ChestAnatomy, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Posterior and anterior arcs.
+def _ribs(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
+    """Posterior and anterior arcs of one side.
 
-    A pair of ribs is a ring in a tilted plane: x = w sin(psi), y = y_k + h (1 - cos(psi)), z = d cos(psi), with psi = 0
-    at the spine. Seen from the front, the pixel's x tells psi up to front or back, and its y then tells how far the
-    nearest ring is; so all ribs are drawn at once.
+    A pair of ribs is a ring in a tilted plane: x = w sin(psi), y = y_k + h (1 - cos(psi)), z = d cos(psi),
+    with psi = 0 at the spine. Seen from the front, the pixel's x tells psi up to front or back, and its y
+    then tells how far the nearest ring is; so all ribs are drawn at once.
     """
-    upward = ((0.62 - rays.y) / 0.56).clamp(min=0)
+    start, drop, depth = a.rib_y[:, side], a.rib_drop[:, None, None], 0.19
+    lowest = start + 9 * a.rib_spacing + 2 * a.rib_drop.clamp(min=0) + 0.15
+    window, rays = rays.zone(0.028, a.cage_width, bottom=lowest, sign=_SIGN[side])
+    upward = ((0.62 - rays.y) * (1 / 0.56)).clamp(min=0)
     upward = upward * upward
-    taper = half_chord(0.45 * upward + 0.55 * upward * upward)  # the cage narrows towards the apex
-    width = each(a.cage_width) * taper.clamp(min=0.2)
+    taper = half_chord(upward * (0.45 + 0.55 * upward)).clamp(min=0.2)  # the cage narrows towards the apex
+    width = taper * each(a.cage_width)
     sine = rays.x / width
-    cosine = half_chord(sine * sine)
-    drop, spacing = each(a.rib_drop), each(a.rib_spacing)
-    start = _by_side(rays, a.rib_y)
-    depth = 0.19
-    in_film = (width * width * cosine * cosine + drop * drop * sine * sine).sqrt()
-    obliquity = (1 + (depth * depth) * sine * sine / (in_film * in_film)).sqrt().clamp(max=1.7)
-    across = width * cosine.clamp(min=0.12) / in_film * spacing  # from rib numbers to distance
-    inside = (sine * sine < 0.999).to(rays.x.dtype)
-    beside_spine = ((rays.x.abs() - 0.028) / 0.012).clamp(0, 1)
+    sine = sine * sine  # only the squares are needed
+    cosine = half_chord(sine)
+    run = width * cosine
+    in_film = run * run + drop * drop * sine + 1e-9
+    obliquity = (1 + (depth * depth) * sine / in_film).clamp(max=1.7**2).sqrt()
+    across = width * cosine.clamp(min=0.12) / in_film.sqrt()  # from heights to distances
+    beside_spine = (rays.x * (1 / 0.012) - 0.028 / 0.012).clamp(0, 1)
+    chord = obliquity * beside_spine * _inside((0.999 - sine).clamp(min=0)) * each(2 * a.rib_radius)
+    height = (rays.y - each(start)) * each(1 / a.rib_spacing)
+    drop = drop / a.rib_spacing[:, None, None]
     arcs = []
-    for sign, radius in ((-1.0, 1.0), (1.0, 1.12)):
-        number = (rays.y - start - drop * (1 + sign * cosine)) / spacing
+    for sign, thicker in ((-1.0, 1.0), (1.0, 1.12)):
+        number = height - drop * (1 + sign * cosine)
         number = number + 0.10 * torch.cos(number * 1.9 + each(a.rib_wave[:, 0]))
-        nearest = number.round().clamp(0, 9).detach()
-        distance = (number - nearest) * across
-        outer = tube(distance, a.rib_radius * radius, obliquity)
-        marrow = tube(distance, a.rib_radius * radius * 0.62, obliquity)
-        arcs.append((outer - 0.7 * marrow).clamp(min=0) * inside * beside_spine)
-        if sign > 0:  # cartilage hardly shows: the bone ends further out the lower the rib
-            end = 0.105 + 0.012 * nearest
-            arcs[-1] = arcs[-1] * ((rays.x.abs() - end) / 0.015).clamp(0, 1)
-    return arcs[0], arcs[1]
+        nearest = number.detach().round().clamp(0, 9)
+        distance = (number - nearest) * across * each(a.rib_spacing / (a.rib_radius * thicker))
+        distance = distance * distance
+        # bone around marrow
+        hollow = half_chord(distance) - (0.7 * 0.62) * half_chord(distance * (1 / 0.62**2))
+        arcs.append(hollow * chord * thicker)
+    # cartilage hardly shows: the bone ends further out the lower the rib
+    arcs[1] = arcs[1] * ((rays.x - 0.105 - 0.012 * nearest) * (1 / 0.015)).clamp(0, 1)
+    return window, arcs[0], arcs[1]
 
 
-def _clavicles(a: ChestAnatomy, front: Rays) -> Tensor:
-    """Two S-shaped bones from the breastbone to the shoulders."""
-    along = (front.x.abs() - 0.025) / 0.30
+def _clavicle(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor]:
+    """S-shaped bone from the breastbone to the shoulder."""
+    y, rise, turn = a.clavicle_y[:, side], a.clavicle_rise[:, side], _SIGN[side] * a.turn
+    top, bottom = y - rise.clamp(min=0) - 0.03, y - rise.clamp(max=0) + 0.03
+    window, rays = rays.zone(turn, turn + 0.35, top, bottom, _SIGN[side])
+    along = (rays.x - each(turn + 0.025)) * (1 / 0.30)
     inner = along.clamp(0, 1)
-    y = _by_side(front, a.clavicle_y) - inner * _by_side(front, a.clavicle_rise) \
-        + 0.11 * inner * (1 - inner) * (inner - 0.45)
+    off = rays.y - each(y) + inner * each(rise) - 0.11 * inner * (1 - inner) * (inner - 0.45)
     past = (along - inner) * 0.30
-    off = front.y - y
-    distance = (off * off + past * past + 1e-12).sqrt()
-    radius = 0.0125 + 0.004 * (inner - 0.5) * (inner - 0.5) * 4
-    return (tube(distance, radius) - 0.75 * tube(distance, radius * 0.6)).clamp(min=0) * 1.1
+    radius = 0.0125 + 0.016 * (inner - 0.5) * (inner - 0.5)
+    squared = (off * off + past * past) / (radius * radius)
+    hollow = half_chord(squared) - (0.75 * 0.6) * half_chord(squared * (1 / 0.6**2))
+    return window, hollow * radius * each(2 * 1.1 * a.clavicles)
 
 
-def _shoulders(a: ChestAnatomy, rays: Rays, arm_axis: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Shoulder blades, and the bones of the upper arms."""
-    blades = []
-    for side, sign in enumerate((-1.0, 1.0)):
-        x, angle = sign * a.scapula_x[:, side], -sign * a.scapula_angle[:, side]
-        plate = ellipsoid(rays, x, 0.325, 0.055, 0.145, 0.012, angle)
-        hollow = ellipsoid(rays, x, 0.325, 0.047, 0.135, 0.009, angle)
-        ridge = ellipsoid(rays, x, 0.225, 0.085, 0.012, 0.012, angle - sign * 0.25)
-        blades.append((plate - hollow).clamp(min=0) + ridge)
-    off, along = arm_axis
-    squared = off * off + along * along
-    humerus = half_chord(squared * (1 / 0.022**2)) * 0.044 - half_chord(squared * (1 / 0.013**2)) * 0.026
-    return blades[0] + blades[1], humerus.clamp(min=0)
+def _scapula(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor]:
+    """Shoulder blade: a hollow plate with a ridge."""
+    x, angle = a.scapula_x[:, side], -a.scapula_angle[:, side]
+    window, rays = rays.zone(x - 0.145, x + 0.145, 0.13, 0.48, _SIGN[side])
+    plate = ellipsoid(rays, x, 0.325, 0.055, 0.145, 0.012, angle)
+    hollow = ellipsoid(rays, x, 0.325, 0.047, 0.135, 0.009, angle)
+    ridge = ellipsoid(rays, x, 0.225, 0.085, 0.012, 0.012, angle - 0.25)
+    return window, plate - hollow + ridge
 
 
-def _spine(a: ChestAnatomy, back: Rays) -> Tensor:
+def _spine(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
     """Vertebral bodies with discs between, pedicles and spinous processes."""
-    number = (back.y - each(a.vertebra_y)) / each(a.vertebra_height)
+    reach = a.spine_width.clamp(min=0.033) + a.turn.abs()
+    window, rays = rays.zone(-reach, reach)
+    height = each(a.vertebra_height)
+    number = (rays.y - each(a.vertebra_y)) / height
     place = number - number.floor().detach()
-    side = back.x.abs()
+    side = (rays.x + each(a.turn)).abs()
     across = side * each(1 / a.spine_width)
     across = across * across
-    waist = 1 + 0.25 * (1 - (place - 0.5).abs() * 2)  # bodies are narrower at mid-height
+    from_middle = (place - 0.5).abs()
+    waist = 1.25 - 0.5 * from_middle  # bodies are narrower at mid-height
     solid = half_chord(across * across * waist) * 0.022
-    disc = ((0.5 - (place - 0.5).abs()) / 0.10).clamp(0, 1)
-    endplate = (1 - ((place - 0.5).abs() - 0.40).abs() / 0.05).clamp(min=0)
-    height = each(a.vertebra_height)
-    dx, dy = (side - 0.024) / 0.0085, (place - 0.38) * height / 0.012
+    disc = (5 - 10 * from_middle).clamp(0, 1)
+    endplate = (1 - (from_middle - 0.40).abs() * 20).clamp(min=0)
+    dx, dy = (side - 0.024) * (1 / 0.0085), (place - 0.38) * height * (1 / 0.012)
     pedicle = half_chord(dx * dx + dy * dy) * 0.006
-    dx, dy = back.x / 0.0065, (place - 0.80) * height / 0.014
+    dx, dy = side * (1 / 0.0065), (place - 0.80) * height * (1 / 0.014)
     spinous = half_chord(dx * dx + dy * dy) * 0.012
-    inside = (across < 1).to(back.x.dtype)
-    return solid * (0.25 + 0.35 * disc + 0.25 * endplate * inside) + pedicle + spinous
+    edge = endplate * _inside((1 - across).clamp(min=0))
+    return window, (solid * (0.25 + 0.35 * disc + 0.25 * edge) + pedicle + spinous) * each(a.spine)
 
 
-def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor) -> tuple[Tensor, Tensor]:
+def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor) -> tuple[Window, Tensor, Tensor]:
     """Extent of the lesion (path length of lung in it) and the share of air that it fills."""
+    outer = 2 * a.lung_width.amax(1) + 0.012
+    window, rays = rays.zone(-outer, outer, a.apex_y.amin(1))
+    lung = lung[window]
     x, y, width, height, weight = _blobs(a)
-    shape = torch.zeros_like(rays.x)
+    shape, mottle = torch.zeros_like(lung), torch.zeros_like(lung)
     for k in range(N_BLOBS):
-        dx, dy = (rays.x - each(x[:, k])) * each(1 / width[:, k]), (rays.y - each(y[:, k])) * each(1 / height[:, k])
+        dx = (rays.x - each(x[:, k])) * each(1 / width[:, k])
+        dy = (rays.y - each(y[:, k])) * each(1 / height[:, k])
         shape = shape + each(weight[:, k]) * torch.exp(-dx * dx - dy * dy)
-    mottle = torch.zeros_like(shape)
-    for wave in range(N_WAVES):
-        fx, fy, px, py = a.tissue[:, wave].unbind(1)
+    for fx, fy, px, py in a.tissue.permute(1, 2, 0):
         mottle = mottle + torch.cos((rays.x * each(40 + 12 * fx) + rays.y * each(50 * fy)) + each(4 * px)) \
             * torch.cos(rays.y * each(45 + 12 * fy) + each(4 * py))
     dense = each((a.finding == FINDINGS.index("Pneumonia")).float())
@@ -583,7 +695,7 @@ def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor) -> tuple[Tensor, Tensor]:
     # a consolidation fills its lobe and ends sharply; ground glass is thin and fades
     density = (patchy * (1 + 1.2 * dense) - 0.45 * dense).clamp(0, 1) * (0.55 + 0.40 * dense)
     extent = lung * ((density > 0.16) & (lung > 0.01)).to(lung.dtype)
-    return extent, density * each(a.severity)
+    return window, extent, density * each(a.severity)
 
 
 def _blobs(a: ChestAnatomy) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -597,16 +709,18 @@ def _blobs(a: ChestAnatomy) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     first = (k < 1).float()
     patterns = {
         "Normal": (0 * one, 0.5 * one, one, one, 0 * one),
-        "Pneumonia": (chosen * (0.165 + 0.02 * u[..., 0]), 0.48 + 0.085 * lobe + 0.03 * u[..., 1] * (1 - first),
-                      0.085 + 0.015 * u[..., 2], 0.065 + 0.010 * u[..., 0], first + 0.35 * (1 - first) * (k < 3)),
-        "COVID": (alternating * (0.225 + 0.022 * u[..., 0]), 0.545 + 0.060 * u[..., 1], 0.042 + 0.008 * u[..., 2],
-                  0.050 + 0.009 * u[..., 3], 0.95 * one),
+        "Pneumonia": (chosen * (0.165 + 0.02 * u[..., 0]),
+                      0.48 + 0.085 * lobe + 0.03 * u[..., 1] * (1 - first), 0.085 + 0.015 * u[..., 2],
+                      0.065 + 0.010 * u[..., 0], first + 0.35 * (1 - first) * (k < 3)),
+        "COVID": (alternating * (0.225 + 0.022 * u[..., 0]), 0.545 + 0.060 * u[..., 1],
+                  0.042 + 0.008 * u[..., 2], 0.050 + 0.009 * u[..., 3], 0.95 * one),
         "Lung_Opacity": (chosen * (0.13 + 0.030 * u[..., 0]), 0.36 + 0.07 * lobe + 0.05 * u[..., 1],
                          0.050 + 0.012 * u[..., 2], 0.045 + 0.010 * u[..., 0], 0.9 * (k < 3) * one),
         "Viral Pneumonia": (alternating * (0.105 + 0.02 * u[..., 0]), 0.44 + 0.055 * u[..., 1],
                             0.070 + 0.010 * u[..., 2], 0.085 + 0.012 * u[..., 3], 0.36 * one),
     }
-    stacked = torch.stack([torch.stack([part * one for part in patterns[name]]) for name in FINDINGS])  # (finding, 5, N, 6)
+    # (finding, 5, N, 6)
+    stacked = torch.stack([torch.stack([part * one for part in patterns[name]]) for name in FINDINGS])
     picked = stacked[a.finding, :, torch.arange(len(a), device=u.device)]  # (N, 5, 6)
     x, y, width, height, weight = picked.unbind(1)
     return x, y, width, height, weight
@@ -628,8 +742,6 @@ def _text(letters: str, height: int) -> Tensor:
 def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Where (N, H, W) and in which grey (N, 1, 1) the things that are not the patient's overlay the film."""
     wanted = dict(zip(CONFOUNDERS, a.confounders.unbind(1), strict=True))
-    if not bool(a.confounders.any()):
-        wanted = {name: torch.zeros_like(on) for name, on in wanted.items()}
     device = a.keys.device
     place = torch.arange(img_size, device=device)
     jitter = a.lesion[:, :, 4]
@@ -638,16 +750,17 @@ def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, Tensor]]:
     grey = torch.full((len(a), 1, 1), 0.9, device=device)
 
     sides = [(jitter[:, k].abs() * 0.05 + 0.03) * img_size for k in range(4)]
-    inner = ((place[None, None, :] >= each(sides[0])) & (place[None, None, :] < img_size - each(sides[1]))
-             & (place[None, :, None] >= each(sides[2] * 0.7)) & (place[None, :, None] < img_size - each(sides[3] * 0.7)))
+    columns, rows = place[None, None, :], place[None, :, None]
+    inner = ((columns >= each(sides[0])) & (columns < img_size - each(sides[1]))
+             & (rows >= each(sides[2] * 0.7)) & (rows < img_size - each(sides[3] * 0.7)))
     stamps["collimation"] = (~inner & each(wanted["collimation"]), torch.full_like(grey, -1.0))
 
     width = max(1, round(img_size / 64))
     edge = (place < width) | (place >= img_size - width)
     stamps["border"] = ((edge[:, None] | edge[None, :]) & each(wanted["border"]), grey)
 
-    for name, letters, share, left, top in (("marker", "L", 0.065, 0.88, 0.05), ("text", "AP PORT", 0.045, 0.05, 0.93)):
-        letters = letters.replace(" PORT", "") if name == "text" else letters
+    for name, letters, share, left, top in (("marker", "L", 0.065, 0.88, 0.05),
+                                            ("text", "AP", 0.045, 0.05, 0.93)):
         bitmap = _text(letters, max(7, round(share * img_size))).to(device)
         mask = empty.clone()
         for i in torch.nonzero(wanted[name])[:, 0].tolist():

@@ -1,23 +1,27 @@
 """From solids to a film: path lengths, attenuation, scatter, blur, quantum noise, detector and display.
 
-The beam is parallel and runs along the third axis. What a ray meets is described by *path lengths*, the distance it
-travels inside a solid; the sum of path length times attenuation coefficient is the *line integral*, and the share of
-photons that gets through is its negative exponential (Beer-Lambert law).
+The beam is parallel and runs along the third axis. What a ray meets is described by *path lengths*, the
+distance it travels inside a solid; the sum of path length times attenuation coefficient is the *line
+integral*, and the share of photons that gets through is its negative exponential (Beer-Lambert law).
 
-Only operations whose result for a pixel does not depend on where the pixel lies in memory are used here (`exp`,
-`log`, `sqrt`, `tanh` and arithmetic; not `sigmoid`, `pow` or matrix products), so that an image comes out the same
-to the byte in any batch and with any number of threads.
+Only operations whose result for a pixel does not depend on where the pixel lies in memory are used here
+(`exp`, `log`, `sqrt`, `tanh` and arithmetic; not `sigmoid`, `pow` or matrix products), so that an image comes
+out the same to the byte in any batch and with any number of threads.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_TINY = 1e-12  # keeps the slope of a square root finite where a ray just touches a solid
+_TINY = 2.0**-40  # keeps the slope of a square root finite where a ray just touches a solid
+_RIM = 1e-3  # added around a window, so that rounding never cuts a pixel off a solid
+
+Window = tuple[slice, slice, slice]  # all films, some rows, some columns
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Rays:
     Parameters
     ----------
     x, y : Tensor
-        (N, H, W): to the viewer's right of the midline, and downwards from the top, in image sides of a body at
-        its nominal size.
+        (N, H, W): to the viewer's right of the midline, and downwards from the top, in image sides of a body
+        at its nominal size.
     """
 
     x: Tensor
@@ -38,12 +42,55 @@ class Rays:
         """Return the rays as a solid sees them that stands `dx` further to the viewer's right."""
         return Rays(self.x - dx, self.y)
 
-    def mirrored(self) -> "Rays":
-        """Return the rays with both sides of the body folded onto the viewer's right, for solids in pairs."""
-        return Rays(self.x.abs(), self.y)
+    @cached_property
+    def _reach(self) -> tuple[np.ndarray, ...]:
+        """Least and greatest x of every column, and least and greatest y of every row, over all films."""
+        x, y = self.x.detach(), self.y.detach()
+        ends = x.amin((0, 1)), x.amax((0, 1)), y.amin((0, 2)), y.amax((0, 2))
+        return tuple(end.cpu().numpy() for end in ends)
+
+    def zone(self, left: Tensor | float, right: Tensor | float, top: Tensor | float = -math.inf,
+             bottom: Tensor | float = math.inf, sign: float = 1.0) -> tuple[Window, "Rays"]:
+        """Cut out the part of the films where a solid lies: drawing it elsewhere would only add zeros.
+
+        Parameters
+        ----------
+        left, right, top, bottom : Tensor or float
+            A box around the solid, (N,) or one number; the cut holds the boxes of all N.
+        sign : float, default 1.0
+            -1 for the patient's right side, seen in a mirror: the box is mirrored, and so is the returned
+            `x`, so that x grows outwards on both sides.
+
+        Returns
+        -------
+        Window, Rays
+            Where to put what is drawn, and the rays there.
+        """
+        if sign < 0:
+            left, right = -right, -left
+        x_low, x_high, y_low, y_high = self._reach
+        columns = np.flatnonzero((x_high >= _least(left) - _RIM) & (x_low <= -_least(-right) + _RIM))
+        rows = np.flatnonzero((y_high >= _least(top) - _RIM) & (y_low <= -_least(-bottom) + _RIM))
+        window = (slice(None), _span(rows), _span(columns))
+        x = self.x[window]
+        return window, Rays(-x if sign < 0 else x.contiguous(), self.y[window].contiguous())
 
 
-def cast_rays(shift_x: Tensor, shift_y: Tensor, magnification: Tensor, rotation: Tensor, img_size: int) -> Rays:
+def _least(value: Tensor | float) -> float:
+    return float(value.detach().min()) if isinstance(value, Tensor) else value
+
+
+def _span(indices: np.ndarray) -> slice:
+    return slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, 0)
+
+
+def raise_to(canvas: Tensor, window: Window, solid: Tensor) -> None:
+    """Let `canvas` be at least `solid` in the window: solids that overlap are not counted twice."""
+    canvas[window] = torch.maximum(canvas[window].clone(), solid)
+
+
+def cast_rays(shift_x: Tensor, shift_y: Tensor, magnification: Tensor, rotation: Tensor,
+              img_size: int) -> Rays:
     """Place N bodies before an `img_size` x `img_size` detector.
 
     Parameters
@@ -68,7 +115,7 @@ def cast_rays(shift_x: Tensor, shift_y: Tensor, magnification: Tensor, rotation:
     cos, sin = torch.cos(rotation)[:, None], torch.sin(rotation)[:, None]
     x = (dx * cos)[:, None, :] + (dy * sin)[:, :, None]
     y = (dy * cos + 0.5)[:, :, None] - (dx * sin)[:, None, :]
-    return Rays(x.contiguous(), y.contiguous())  # the sums come out with unlike strides, which slows all that follows
+    return Rays(x.contiguous(), y.contiguous())  # unlike strides would slow all that follows
 
 
 def each(value: Tensor | float) -> Tensor | float:
@@ -77,8 +124,8 @@ def each(value: Tensor | float) -> Tensor | float:
 
 
 def half_chord(squared: Tensor) -> Tensor:
-    """Return sqrt(1 - squared) where a ray hits a unit solid and 0 where it misses, with a finite slope."""
-    return (1 - squared).clamp(min=_TINY).sqrt()
+    """Return sqrt(1 - squared), and exactly 0 where a ray misses the unit solid; the slope stays finite."""
+    return (1 - squared).clamp(min=_TINY).sqrt() - math.sqrt(_TINY)
 
 
 def ellipsoid(rays: Rays, x: Tensor | float, y: Tensor | float, width: Tensor | float, height: Tensor | float,
@@ -147,7 +194,7 @@ def draw_segments(segments: Tensor, canvas_size: int, magnification: Tensor, shi
         (N, H, W) path lengths. A tube thinner than a pixel is drawn a pixel wide and paler, so that what it
         attenuates in all stays right.
     """
-    n, s, _ = segments.shape
+    n = len(segments)
     cos, sin = torch.cos(rotation)[:, None], torch.sin(rotation)[:, None]
     ends = []
     for k in (0, 2):
@@ -158,30 +205,27 @@ def draw_segments(segments: Tensor, canvas_size: int, magnification: Tensor, shi
     x0, y0, x1, y1 = ends
     radius = segments[..., 4] * magnification[:, None] * canvas_size
     drawn = radius.clamp(min=0.7)
-    corner_x = (torch.minimum(x0, x1) - drawn).floor().detach()
-    corner_y = (torch.minimum(y0, y1) - drawn).floor().detach()
     reach = torch.maximum((x0 - x1).abs(), (y0 - y1).abs()) + 2 * drawn
-    side = int(reach.detach().max().ceil()) + 2 if s else 1
+    side = int(reach.detach().max().ceil()) + 2
+    wide = canvas_size + 2 * side  # with a margin that catches what falls beside the film
+    corner_x = (torch.minimum(x0, x1) - drawn).detach().floor().clamp(-side, canvas_size)
+    corner_y = (torch.minimum(y0, y1) - drawn).detach().floor().clamp(-side, canvas_size)
     local = torch.arange(side, device=segments.device, dtype=segments.dtype)
-    px = corner_x[..., None] + local  # (N, S, side)
-    py = corner_y[..., None] + local
+    # pixels in the tube's own frame, along and across its axis, in units of its radius
     ux, uy = x1 - x0, y1 - y0
-    squared = (ux * ux + uy * uy).clamp(min=_TINY)
-    along = (((px - x0[..., None]) * ux[..., None])[:, :, None, :]
-             + ((py - y0[..., None]) * uy[..., None])[..., None]) / squared[..., None, None]
-    along = along.clamp(0, 1)
-    off_x = (px - x0[..., None])[:, :, None, :] - along * ux[..., None, None]
-    off_y = (py - y0[..., None])[..., None] - along * uy[..., None, None]
-    off_axis = (off_x * off_x + off_y * off_y) / (drawn * drawn)[..., None, None]
-    profile = half_chord(off_axis)
-    length = profile * (2 * radius * radius / drawn / canvas_size / magnification[:, None])[..., None, None]
-    inside = ((px >= 0) & (px < canvas_size))[:, :, None, :] & ((py >= 0) & (py < canvas_size))[..., None]
-    inside = inside & (off_axis < 1)  # or the tiny remainder of half_chord would tell the size of the patch
-    index = (py.clamp(0, canvas_size - 1)[..., None] * canvas_size
-             + px.clamp(0, canvas_size - 1)[:, :, None, :]).long()
-    canvas = torch.zeros(n, canvas_size * canvas_size, device=segments.device, dtype=segments.dtype)
-    canvas = canvas.scatter_add(1, index.reshape(n, -1), (length * inside).reshape(n, -1))
-    return canvas.reshape(n, canvas_size, canvas_size)
+    length = (ux * ux + uy * uy).clamp(min=_TINY).sqrt()
+    ux, uy = (ux / (length * drawn))[..., None], (uy / (length * drawn))[..., None]
+    px, py = local + (corner_x - x0)[..., None], local + (corner_y - y0)[..., None]  # (N, S, side)
+    along = (px * ux)[:, :, None, :] + (py * uy)[..., None]
+    across = (px * uy)[:, :, None, :] - (py * ux)[..., None]
+    beyond = along - along.clamp(min=0).minimum((length / drawn)[..., None, None])
+    chords = half_chord(across * across + beyond * beyond)
+    chords = chords * (2 * radius * radius / drawn / canvas_size / magnification[:, None])[..., None, None]
+    rows, columns = (corner_y + side)[..., None] + local, (corner_x + side)[..., None] + local
+    index = (rows.long() * wide)[..., None] + columns.long()[:, :, None, :]
+    canvas = torch.zeros(n, wide * wide, device=segments.device, dtype=segments.dtype)
+    canvas = canvas.scatter_add(1, index.reshape(n, -1), chords.reshape(n, -1))
+    return canvas.reshape(n, wide, wide)[:, side:-side, side:-side]
 
 
 def blur(images: Tensor, weight: Tensor | float) -> Tensor:
@@ -223,7 +267,8 @@ def quantum_noise(keys: Tensor, img_size: int) -> Tensor:
     return torch.from_numpy(noise)
 
 
-def expose(line_integral: Tensor, noise: Tensor, quanta: Tensor, scatter: Tensor, focal_blur: Tensor) -> Tensor:
+def expose(line_integral: Tensor, noise: Tensor, quanta: Tensor, scatter: Tensor,
+           focal_blur: Tensor) -> Tensor:
     """Turn line integrals into the detector's logarithmic signal.
 
     Parameters
@@ -233,7 +278,7 @@ def expose(line_integral: Tensor, noise: Tensor, quanta: Tensor, scatter: Tensor
     noise : Tensor
         (N, H, W) standard normal numbers.
     quanta : Tensor
-        (N,) photons a pixel that reach the detector where nothing stands in the way.
+        (N,) photons a pixel that reach the detector where nothing stands in the way; at least 1.
     scatter : Tensor
         (N,) scattered photons as a share of the primary ones, averaged over the film.
     focal_blur : Tensor
@@ -249,11 +294,12 @@ def expose(line_integral: Tensor, noise: Tensor, quanta: Tensor, scatter: Tensor
     I = I0 exp(-sum mu_i t_i) (Beer-Lambert law; Bushberg et al., The Essential Physics of Medical Imaging,
     ch. 3). Photon counts are Poisson; a Gaussian of equal variance stands in for it.
     """
+    quanta = quanta.clamp(min=1)
     primary = torch.exp(-line_integral)
     detected = blur(primary, focal_blur) + each(scatter) * scattered(primary)
     spread = (detected / each(quanta)).clamp(min=_TINY).sqrt()
     # a quarter of an open-field photon is the electronic floor: the logarithm must not see zero
-    counted = torch.maximum(detected + noise * spread, each(0.25 / quanta) * torch.ones_like(detected))
+    counted = torch.maximum(detected + noise * spread, (0.25 / quanta)[:, None, None])
     return -torch.log(counted)
 
 

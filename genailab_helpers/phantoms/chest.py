@@ -546,7 +546,7 @@ def _trachea(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
 def _bronchi(a: ChestAnatomy, img_size: int) -> Tensor:
     """Return the two main bronchi."""
     ends = torch.tensor([[0.0, _CARINA, -0.050, 0.405, 0.013], [0.0, _CARINA, 0.062, 0.400, 0.012]],
-                        device=a.keys.device)
+                        device=a.turn.device, dtype=a.turn.dtype)
     return 0.8 * _draw(a, ends.expand(len(a), 2, 5), img_size)
 
 

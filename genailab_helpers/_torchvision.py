@@ -5,7 +5,8 @@ operators cannot be loaded and the Python part registers shapes for them (pytorc
 Defining the two missing schemas lets the Python part (transforms, datasets, models, utils) load. The compiled
 operators themselves (`ops.nms`, `io.read_image`) stay unavailable.
 
-The native import is always tried first, nothing is changed where it works, and any other error passes through.
+The native import is always tried first, nothing is changed where it works, and any other error passes
+through.
 """
 
 import importlib.abc

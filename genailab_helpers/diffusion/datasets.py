@@ -92,8 +92,9 @@ class ChestXRayDataset(Dataset[Any]):
         If the folder holds no radiographs or `img_size` is out of range.
     """
 
-    def __init__(self, root_dir: str | Path, img_size: int = 128, transform: Callable[[Tensor], Any] | None = None,
-                 labels: bool = False, on_unreadable: OnUnreadable = "stop") -> None:
+    def __init__(self, root_dir: str | Path, img_size: int = 128,
+                 transform: Callable[[Tensor], Any] | None = None, labels: bool = False,
+                 on_unreadable: OnUnreadable = "stop") -> None:
         self._films = RadiographFolder(root_dir, img_size, transform, on_unreadable)
         self.classes, self.targets = self._films.classes, self._films.targets
         self.patients = self._films.patients

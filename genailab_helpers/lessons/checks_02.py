@@ -17,7 +17,7 @@ def layers(transmission: Any) -> None:
         thickness, mu = generator.uniform(0.1, 5, n_layers), generator.uniform(0.05, 0.6, n_layers)
         got = transmission(thickness, mu)
         if np.size(got) != 1:
-            raise NotSolved(f"a ray through {n_layers} layers has one transmission; {np.size(got)} numbers came")
+            raise NotSolved(f"{n_layers} layers have one transmission together; {np.size(got)} numbers came")
         expect_close(torch.tensor(float(got)), torch.tensor(float(np.exp(-(thickness * mu).sum()))),
                      f"the transmission through {n_layers} layers")
 

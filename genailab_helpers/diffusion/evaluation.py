@@ -342,7 +342,7 @@ class EvaluationTable:
 
     def __str__(self) -> str:
         """Align the rows; brackets hold 95 % intervals."""
-        digits = {"frechet": 0, "kernel": 3, "nn_ratio": 2}  # the columns that show their interval
+        digits = {"frechet": 1, "kernel": 3, "nn_ratio": 2}  # the columns that show their interval
         lines = [["", *(m.replace("_", " ") for m in _METRICS)]]
         for row in self.rows:
             lines.append([row.name])

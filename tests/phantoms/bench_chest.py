@@ -1,7 +1,7 @@
 """Measure time and memory of 1,000 phantoms of 128 px, beside ellipses painted in a Python loop.
 
 Run by `make bench`. Each measurement has its own process; of three the best counts, because other load on the
-machine only ever adds. The loop is what the project started from: flat ellipses, no physics.
+machine only ever adds. The loop is a simple version of such drawings of our own: flat ellipses, no physics.
 """
 
 import os

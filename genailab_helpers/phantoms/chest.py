@@ -316,7 +316,7 @@ def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, 
     overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].float()
     quanta = a.quanta * (1 - 0.6 * overexposed)
     signal = projection.expose(line_integral, noise, quanta, a.scatter, a.focal_blur)
-    _, high = projection.quantiles(signal, 0.25, 0.90)
+    high = projection.quantile(signal, 0.90)
     low = high - a.window
     shift = (high - low) * (a.brightness + 0.25 * overexposed)
     images = projection.display(signal, low - shift, high - shift, a.contrast)

@@ -324,8 +324,7 @@ def display(signal: Tensor, black: Tensor, white: Tensor, contrast: Tensor) -> T
     return torch.tanh((signal - each(middle)) * each(contrast / half))
 
 
-def quantiles(signal: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Return two quantiles (N,), (N,) of the coarse film; a 16 x 16 grid is sorted, not every pixel."""
+def quantile(signal: Tensor, share: float) -> Tensor:
+    """Return a quantile (N,) of each coarse film; a 16 x 16 grid is sorted, not every pixel."""
     cells = coarse(signal).flatten(1).sort(dim=1).values
-    last = cells.shape[1] - 1
-    return cells[:, math.floor(low * last)], cells[:, math.ceil(high * last)]
+    return cells[:, math.ceil(share * (cells.shape[1] - 1))]

@@ -14,8 +14,12 @@ from genailab_helpers import commands
 from genailab_helpers.commands import main
 from genailab_helpers.diffusion import evaluation, training
 from genailab_helpers.diffusion.process import load_denoiser
+from genailab_helpers.diffusion.sampling import sample_heun
 from genailab_helpers.features import lite0_features
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
+from genailab_helpers.storage import load_checkpoint
+
+SHIPPED = Path(__file__).parents[2] / "data" / "samples" / "chest_diffusion_64"
 
 
 def run(*arguments: object) -> None:
@@ -246,3 +250,31 @@ def test_bad_evaluation_input_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "no such folder" in complaint(capsys, "evaluate", tmp_path / "absent", some)
     assert "at least 2 patients" in complaint(capsys, "evaluate", some, one)
     assert "at least 20 films" in complaint(capsys, "evaluate", some, some)
+
+
+# ------------------------------------------------------------------------------------- the shipped model
+
+def test_shipped_model_draws_films_and_says_what_it_is() -> None:
+    recipe = json.loads((SHIPPED / commands.RECIPE).read_text())
+    assert recipe["data"] == "synthetic"
+    assert tuple(recipe["classes"]) == FINDINGS
+    assert {"seed", "date", "batch_size", "seconds_a_step"} <= recipe.keys()
+    assert recipe["steps"] > 0
+    header = load_checkpoint(SHIPPED / commands.MODEL).recipe
+    assert header["run"] == recipe
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 8e6
+    denoiser = load_denoiser(SHIPPED / commands.MODEL)
+    assert denoiser.image_shape == (1, 64, 64)
+    assert denoiser.num_classes == len(FINDINGS)
+    drawn = sample_heun(denoiser, 8, n_steps=12, labels=torch.arange(8) % 5)
+    assert drawn.shape == (8, 1, 64, 64)
+    assert drawn.isfinite().all()
+    assert drawn.abs().max() <= 1
+    phantoms = render_chests(sample_chests(100, seed=1, finding=FINDINGS), 64).images
+    mean, others = phantoms[:50].mean(0).flatten(), phantoms[50:]
+
+    def likeness(films: torch.Tensor) -> torch.Tensor:
+        """Correlate each film with the mean phantom."""
+        return torch.stack([torch.corrcoef(torch.stack([mean, film]))[0, 1] for film in films.flatten(1)])
+
+    assert likeness(drawn).median() > likeness(others).quantile(0.05)  # noise lies near 0

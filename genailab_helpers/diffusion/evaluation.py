@@ -341,18 +341,18 @@ class EvaluationTable:
         return {"verdict": self.verdict, "n": self.n, "rows": rows}
 
     def __str__(self) -> str:
-        """Align the rows; brackets hold 95 % intervals."""
-        digits = {"frechet": 1, "kernel": 3, "nn_ratio": 2}  # the columns that show their interval
-        lines = [["", *(m.replace("_", " ") for m in _METRICS)]]
+        """Put one set in a column, so that the table fits a page; brackets hold 95 % intervals."""
+        digits = {"frechet": 1, "kernel": 3, "nn_ratio": 2}  # the metrics that show their interval
+        columns = [["", *(m.replace("_", " ") for m in _METRICS)]]
         for row in self.rows:
-            lines.append([row.name])
+            columns.append([row.name])
             for metric in _METRICS:
                 value, low, high = getattr(row, metric)[:3]
                 d = digits.get(metric, 2)
-                lines[-1].append(f"{value:.{d}f}" + f" [{low:.{d}f}, {high:.{d}f}]" * (metric in digits))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+                columns[-1].append(f"{value:.{d}f}" + f" [{low:.{d}f}, {high:.{d}f}]" * (metric in digits))
+        widths = [max(map(len, column)) for column in columns]
         table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-                 for line in lines]
+                 for line in zip(*columns, strict=True)]
         return "\n".join([*table, f"n = {self.n} films on each side of every comparison", self.verdict])
 
 

@@ -264,7 +264,7 @@ def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) ->
 
 
 def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 8) -> ChestRender:
+                  batch_size: int = 16) -> ChestRender:
     """Project chests to films.
 
     Parameters
@@ -275,7 +275,7 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         Side of the square films in pixels, at least 16.
     masks : bool, default False
         Whether to return where each structure and lesion lies.
-    batch_size : int, default 8
+    batch_size : int, default 16
         Chests drawn at a time by each thread; bounds the memory and keeps the work in the processor's cache,
         and changes no pixel.
 

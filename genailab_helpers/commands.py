@@ -30,11 +30,6 @@ train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_
 app.add_typer(train_app, name="train")
 
 
-@app.callback()
-def genailab() -> None:
-    """Keep `run` a command of its own: typer drops the name of an only command."""
-
-
 @app.command()
 def run(
     lessons: Annotated[list[str] | None, typer.Argument(

@@ -7,7 +7,7 @@ in one form: a float32 tensor `(1, H, W)` in [-1, 1], -1 black (air), +1 white (
 import operator
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,6 +136,62 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
         film = film.resize((img_size, img_size), Image.Resampling.BILINEAR, box)
     unit = np.asarray(ImageOps.exif_transpose(film))
     return torch.from_numpy(unit * np.float32(2) - 1).clamp_(-1, 1)[None]  # the clamp mends rounding only
+
+
+class FileProperties(NamedTuple):
+    """What the header of a film says, before any pixel is seen.
+
+    Attributes
+    ----------
+    format : str
+        "PNG", "JPEG", "BMP", "TIFF", "WEBP" or "DICOM".
+    mode : str
+        Pillow's name of channels and depth ("L", "RGB", "I;16"), or the photometric interpretation of a DICOM
+        file with its bits ("MONOCHROME1 15").
+    width, height : int
+        Size in pixels as stored.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def inspect_radiograph(path: str | Path) -> FileProperties:
+    """Read the header of one film.
+
+    Parameters
+    ----------
+    path : str or Path
+        What `read_radiograph` reads.
+
+    Returns
+    -------
+    FileProperties
+        Format, mode and size.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        If there is no header that can be read. That the pixels can be read is not checked.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not is_dicom(path):
+                with Image.open(path, formats=_FORMATS) as image:
+                    return FileProperties(str(image.format), image.mode, *image.size)
+            import pydicom
+
+            film = pydicom.dcmread(path, stop_before_pixels=True)
+            mode = f"{film.PhotometricInterpretation} {film.BitsStored}"
+            return FileProperties("DICOM", mode, int(film.Columns), int(film.Rows))
+    except ImportError:
+        raise UnreadableRadiographError(path, f"a DICOM file; reading those needs {_DICOM_HINT}") from None
+    except Exception as error:  # as in `read_radiograph`
+        raise UnreadableRadiographError(path, _reason(path, error)) from error
 
 
 def is_dicom(path: str | Path) -> bool:

@@ -18,6 +18,10 @@ _ALIASES = {  # spelled without case, spaces, hyphens and underscores
     "viralpneumonia": "Viral Pneumonia", "viral": "Viral Pneumonia",
 }
 
+SPLITS = ("train", "val", "test")
+_SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                  "test": "test", "testing": "test"}
+
 _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>person\d+)_(?:bacteria|virus)_\d+",  # Kermany, pneumonia
     r"(?:NORMAL2-)?(?P<patient>IM-\d+)-\d+",  # Kermany, normal
@@ -42,6 +46,11 @@ def canonical_class(name: str) -> str:
         A member of `GRADES` or `FINDINGS`; a name that the table does not know comes back as it is.
     """
     return _ALIASES.get(re.sub(r"[\s_-]+", "", name).lower(), name)
+
+
+def canonical_split(name: str) -> str:
+    """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string."""
+    return _SPLIT_ALIASES.get(name.lower(), "")
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

@@ -5,13 +5,16 @@ A film is decoded when the first data set that holds it is made, and kept as 8-b
 the same film in another folder is not decoded again, and another film under an old name is.
 """
 
+import csv
 import hashlib
+import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +22,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from genailab_helpers.datasets.catalog import FINDINGS, GRADES, canonical_class, patient_of, sort_classes
+from genailab_helpers.datasets.catalog import (
+    FINDINGS,
+    GRADES,
+    canonical_class,
+    canonical_split,
+    patient_of,
+    sort_classes,
+)
 from genailab_helpers.radiographs import (
     RADIOGRAPH_SUFFIXES,
     UnreadableRadiographError,
@@ -33,7 +43,16 @@ OnUnreadable = Literal["stop", "skip"]
 
 _READER_VERSION = 1  # raise it when `read_radiograph` returns other numbers for the same bytes
 _KEY_BYTES = 16
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+
+TABLE = "films.csv"  # what `preparation` notes about films: file, class, patient, split, source
+_COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
+    "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
+             "imageindex", "stem"),
+    "label": ("class", "label", "classname", "labelname", "grade", "finding", "findinglabels", "category",
+              "diagnosis"),
+    "patient": ("patient", "patientid", "group", "case", "caseid", "subject", "subjectid"),
+    "split": ("split", "subset"),
+}
 
 
 def list_radiographs(root_dir: str | Path) -> list[Path]:
@@ -85,6 +104,150 @@ def _looks_like_radiograph(path: Path) -> bool:
     return path.suffix.lower() in RADIOGRAPH_SUFFIXES or (not path.suffix and is_dicom(path))
 
 
+class Film(NamedTuple):
+    """One film of a data set.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    name : str
+        The same relative to the root of the data set, with forward slashes.
+    label : str
+        Canonical class; "" where the film lies beside class folders.
+    split : str
+        "train", "val" or "test"; "" where the data set is not split.
+    patient : str
+        Who it shows, as far as table, pattern or file name tell.
+    """
+
+    path: Path
+    name: str
+    label: str
+    split: str
+    patient: str
+
+
+def index_films(root_dir: str | Path, patient_pattern: str | None = None) -> list[Film]:
+    """List the films of a data set with class, split and patient.
+
+    Parameters
+    ----------
+    root_dir : str or Path
+        A folder of class folders, of `train/`, `val/`, `test/` with class folders, or one class folder. Films
+        may lie at any depth below a class folder (as in `COVID/images`).
+    patient_pattern : str, optional
+        Regular expression that is searched in the file name and whose first group (or whole match) is the
+        patient. By default the patient is what the table `films.csv` in the root (or beside the split) says,
+        else `catalog.patient_of`.
+
+    Returns
+    -------
+    list of Film
+        Sorted by name.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no radiographs, or the pattern is none or does not match a film.
+    """
+    root = Path(root_dir)
+    places = [(path, path.relative_to(root).parts) for path in list_radiographs(root)]
+    splits = [canonical_split(parts[0]) if len(parts) > 1 else "" for _, parts in places]
+    inner = [parts[1:] if split else parts for (_, parts), split in zip(places, splits, strict=True)]
+    if all(parts[:-1] in ((), ("images",)) for parts in inner):  # no class folders
+        named = root.resolve()
+        alone = canonical_class(named.parent.name if named.name == "images" else named.name)
+    else:
+        alone = ""
+    patients = _noted_patients(root)
+    films = []
+    for (path, parts), split, rest in zip(places, splits, inner, strict=True):
+        name = "/".join(parts)
+        label = alone or (canonical_class(rest[0]) if len(rest) > 1 else "")
+        patient = (_patient_by(patient_pattern, path) if patient_pattern
+                   else patients.get(name) or patient_of("/".join(rest)))
+        films.append(Film(path, name, label, split, patient))
+    return films
+
+
+def _patient_by(pattern: str, path: Path) -> str:
+    try:
+        match = re.search(pattern, path.name)
+    except re.error as error:
+        raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
+    if not match or not (patient := match[1] if match.re.groups else match[0]):
+        raise ValueError(f"{path}: the patient pattern {pattern!r} finds no patient in the file name; "
+                         "expected one in every name")
+    return patient
+
+
+def _noted_patients(root: Path) -> dict[str, str]:
+    """Read who is who from the table in a root, or beside it if the root is a split of a data set."""
+    if (root / TABLE).is_file():
+        return {row.file: row.patient for row in read_table(root / TABLE) if row.patient}
+    if canonical_split(root.name) and (root.parent / TABLE).is_file():
+        start = f"{root.name}/"
+        return {row.file.removeprefix(start): row.patient for row in read_table(root.parent / TABLE)
+                if row.patient and row.file.startswith(start)}
+    return {}
+
+
+class TableRow(NamedTuple):
+    """One row of a table of films: its line in the file, and what it says; "" where it says nothing."""
+
+    line: int
+    file: str
+    label: str
+    patient: str
+    split: str
+
+
+def read_table(path: str | Path) -> list[TableRow]:
+    """Read a CSV table that names films and, where it has such columns, their class, patient and split.
+
+    Parameters
+    ----------
+    path : str or Path
+        UTF-8, with a header; commas, semicolons or tabs. The columns may be called as labelling tools and
+        public sets call them (`filename`, `Image Index`, `label`, `grade`, `Patient ID`, `group`, ...).
+
+    Returns
+    -------
+    list of TableRow
+        In the order of the file. Classes and splits have their canonical names; backslashes in file names
+        become slashes.
+
+    Raises
+    ------
+    ValueError
+        If the file is absent, is no such table, or has no column for the file.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=header.count))
+            columns = [re.sub(r"[^a-z]", "", name.lower()) for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if any(row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected a CSV table in UTF-8 ({error})") from error
+    place = {kind: next((columns.index(name) for name in names if name in columns), None)
+             for kind, names in _COLUMNS.items()}
+    if place["file"] is None:
+        raise ValueError(f"{path}: no column for the film among {header.strip()!r}; expected one of "
+                         f"{', '.join(_COLUMNS['file'])}")
+
+    def cell(row: list[str], kind: str) -> str:
+        column = place[kind]
+        return row[column].strip() if column is not None and column < len(row) else ""
+
+    return [TableRow(line, cell(row, "file").replace("\\", "/").removeprefix("./"),
+                     canonical_class(cell(row, "label")), cell(row, "patient"),
+                     canonical_split(cell(row, "split"))) for line, row in rows]
+
+
 def read_radiographs(paths: Sequence[str | Path], img_size: int,
                      on_unreadable: OnUnreadable = "stop") -> tuple[Tensor, list[Path]]:
     """Read films into one batch.
@@ -115,6 +278,19 @@ def read_radiographs(paths: Sequence[str | Path], img_size: int,
     check_img_size(img_size)
     read = list(_readable(paths, lambda path: read_radiograph(path, img_size), on_unreadable))
     return torch.stack([image for _, image in read]), [path for path, _ in read]
+
+
+def cached_radiographs(paths: Sequence[str | Path], img_size: int,
+                       on_unreadable: OnUnreadable = "stop") -> tuple[Tensor, list[Path]]:
+    """Read films into one batch like `read_radiographs`, but decode each of them once in a lifetime.
+
+    Parameters, results and errors are those of `read_radiographs`. Pixels went through 8 bits, as in
+    `RadiographFolder`, with which this shares its cache.
+    """
+    cache = _FilmCache(check_img_size(img_size))
+    kept = cache.fill([Path(path) for path in paths], on_unreadable)
+    levels = np.stack([cache.levels(key) for _, key in kept])
+    return torch.from_numpy(levels)[:, None].float().div_(127.5).sub_(1), [path for path, _ in kept]
 
 
 def _readable(paths: Sequence[str | Path], read: Callable[[Path], Any],
@@ -152,8 +328,8 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     ----------
     root_dir : str or Path
         Either a folder of class folders, with films at any depth below them (as in `COVID/images`), or one
-        class folder with the films themselves. Folders that `catalog.canonical_class` gives one name are one
-        class.
+        class folder with the films themselves; or a label file `dataset.json` as `genailab data label` writes
+        it. Folders that `catalog.canonical_class` gives one name are one class.
     img_size : int
         Side in pixels, at least 16.
     transform : callable, optional
@@ -173,7 +349,7 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     targets : list of int
         The labels alone.
     patients : list of str
-        The patient of each film (`catalog.patient_of`).
+        The patient of each film, as `index_films` knows it.
 
     Raises
     ------
@@ -201,15 +377,19 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
         self.root_dir = Path(root_dir)
         self.img_size = check_img_size(img_size)
         self.transform = transform
-        classes, names = _classes_of(self.root_dir)
-        self.classes = classes
-        self.class_to_idx = {name: label for label, name in enumerate(classes)}
+        if self.root_dir.suffix == ".json":
+            self.classes, films = _labelled_films(self.root_dir)
+        else:
+            self.classes, films = _films_by_class(self.root_dir)
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self._cache = _FilmCache(self.img_size)
-        paths = sorted(names, key=lambda path: self.class_to_idx[names[path]])  # stable: then by path
-        kept = self._cache.fill(paths, on_unreadable)
-        self.samples = [(str(path), self.class_to_idx[names[path]]) for path, _ in kept]
-        self.targets = [label for _, label in self.samples]
-        self.patients = [patient_of(path.relative_to(self.root_dir)) for path, _ in kept]
+        films.sort(key=lambda film: self.class_to_idx[film.label])  # stable: then by path
+        kept = self._cache.fill([film.path for film in films], on_unreadable)
+        read = {path for path, _ in kept}
+        films = [film for film in films if film.path in read]
+        self.targets = [self.class_to_idx[film.label] for film in films]
+        self.samples = [(str(film.path), label) for film, label in zip(films, self.targets, strict=True)]
+        self.patients = [film.patient for film in films]
         self._keys = [key for _, key in kept]
 
     def __len__(self) -> int:
@@ -223,24 +403,47 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
         return self.transform(image) if self.transform else image, self.targets[index]
 
 
-def _classes_of(root: Path) -> tuple[list[str], dict[Path, str]]:
-    """Return the classes in order, and for each film, by path, the name of its class."""
-    films = list_radiographs(root)
-    tops = {path: path.relative_to(root).parts[0] for path in films if path.parent != root}
-    loose = [path for path in films if path.parent == root]
-    if not tops or (not loose and set(tops.values()) == {"images"}):
-        named = root.resolve()
-        name = canonical_class(named.parent.name if named.name == "images" else named.name)
-        return [name], dict.fromkeys(films, name)
-    if loose:
+def _films_by_class(root: Path) -> tuple[list[str], list[Film]]:
+    """Return the classes of a folder without splits, in order, and its films by path."""
+    films = index_films(root)
+    if splits := sorted({PurePosixPath(film.name).parts[0] for film in films if film.split}):
+        raise ValueError(f"{root}: holds the splits {', '.join(splits)}; expected classes: choose a split")
+    if loose := [film for film in films if not film.label]:
         raise ValueError(f"{root}: {len(loose)} films such as {loose[0].name} lie beside class folders; "
                          "expected one or the other")
-    if splits := sorted(top for top in set(tops.values()) if top.lower() in _SPLITS):
-        raise ValueError(f"{root}: holds the splits {', '.join(splits)}; expected classes: choose a split")
-    names = {path: canonical_class(top) for path, top in tops.items()}
+    found = {film.label for film in films}
+    if all(film.name.count("/") == film.name.startswith("images/") for film in films):
+        return sort_classes(found), films  # one class folder
     folders = {canonical_class(folder.name) for folder in root.iterdir() if folder.is_dir()}
-    found = set(names.values()) | folders & {*GRADES, *FINDINGS}
-    return (list(GRADES) if found <= set(GRADES) else sort_classes(found)), names
+    found |= folders & {*GRADES, *FINDINGS}
+    return (list(GRADES) if found <= set(GRADES) else sort_classes(found)), films
+
+
+def _labelled_films(file: Path) -> tuple[list[str], list[Film]]:
+    """Return classes and films of a label file as StyleGAN2-ADA reads it."""
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        pairs = [(PurePosixPath(name), int(label)) for name, label in listed]
+        largest = max(label for _, label in pairs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file}: expected {{"labels": [["folder/film.png", 0], ...]}} ({error}); '
+                         "make it with `genailab data label`") from error
+    folders: dict[int, set[str]] = {label: set() for _, label in pairs}
+    for place, label in pairs:
+        if place.is_absolute() or ".." in place.parts or label < 0:
+            raise ValueError(f"{file}: expected films below its folder and classes from 0, "
+                             f"got {place}, {label}")
+        inner = place.parts[1:] if canonical_split(place.parts[0]) else place.parts
+        folders[label].add(canonical_class(inner[0]) if len(inner) > 1 else f"class {label}")
+    classes = [f"class {label}" for label in range(largest + 1)]
+    if all(len(names) == 1 for names in folders.values()):
+        for label, (name,) in folders.items():
+            classes[label] = name
+        if set(folders) <= set(range(len(GRADES))) and all(classes[i] == GRADES[i] for i in folders):
+            classes = list(GRADES)
+    patients = _noted_patients(file.parent)
+    return classes, [Film(file.parent / place, str(place), classes[label], "",
+                          patients.get(str(place)) or patient_of(place)) for place, label in pairs]
 
 
 class _FilmCache:
@@ -285,7 +488,7 @@ class _FilmCache:
         rows_in_pack = max(1, min(256, 2**24 // self.img_size**2))
 
         def decode(path: Path) -> bytes:
-            key = _key_of(path)
+            key = content_key(path)
             if key not in self.places and key not in waiting:
                 unit = (read_radiograph(path, self.img_size)[0] + 1) / 2
                 waiting[key] = (unit * 255).round().to(torch.uint8).numpy()
@@ -314,8 +517,14 @@ class _FilmCache:
         self._index(pack)
 
 
-def _key_of(path: Path) -> bytes:
-    """Hash the bytes of a film."""
+def content_key(path: Path) -> bytes:
+    """Hash the bytes of a film: 16 bytes, equal for equal files whatever they are called.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        If the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_KEY_BYTES)).digest()

@@ -469,3 +469,81 @@ def test_hard_inputs_are_listed_and_the_bad_ones_left_out(real_data):
     with pytest.warns(UserWarning, match="10 of 30 films cannot be read"):
         films = RadiographFolder(real_data / "hard_inputs", 32, on_unreadable="skip")
     assert len(films) == 20
+
+
+# ---------------------------------------------------------------- lists of films, tables, label files
+
+def test_an_index_knows_class_split_and_patient_of_each_film(tmp_path):
+    make_tree(tmp_path, {"train/PNEUMONIA": ["person1_virus_2.png"],
+                         "Validation/NORMAL": ["IM-0001-0001.png"],
+                         "test/NORMAL/images": ["x.png"], "test": ["loose.png"]})
+    assert [film[1:] for film in folders.index_films(tmp_path)] == [
+        ("Validation/NORMAL/IM-0001-0001.png", "Normal", "val", "IM-0001"),
+        ("test/NORMAL/images/x.png", "Normal", "test", "NORMAL/images/x"),
+        ("test/loose.png", "", "test", "loose"),
+        ("train/PNEUMONIA/person1_virus_2.png", "Pneumonia", "train", "person1")]
+
+
+def test_a_patient_comes_from_the_pattern_before_the_table_before_the_name(tmp_path):
+    make_tree(tmp_path, {"train/a": ["person1_virus_2.png", "person3_virus_1.png"]})
+    (tmp_path / folders.TABLE).write_text("file,patient\ntrain/a/person1_virus_2.png,smith\n")
+    films = folders.index_films(tmp_path)
+    assert [film.patient for film in films] == ["smith", "person3"]
+    assert [film.patient for film in folders.index_films(tmp_path / "train")] == ["smith", "person3"]
+    assert RadiographFolder(tmp_path / "train", 16).patients == ["smith", "person3"]
+    assert [film.patient for film in folders.index_films(tmp_path, r"virus_(\d)")] == ["2", "1"]
+    assert [film.patient for film in folders.index_films(tmp_path, r"\d")] == ["1", "3"]
+    with pytest.raises(ValueError, match=r"person1_virus_2.*finds no patient"):
+        folders.index_films(tmp_path, r"case\d")
+    with pytest.raises(ValueError, match="no regular expression"):
+        folders.index_films(tmp_path, "(")
+
+
+@pytest.mark.parametrize("text", [
+    "filename,class,patient_id,split\na/x 1.png,NORMAL,7,valid\n",
+    "\ufeffImage Index;Finding Labels;Patient ID;subset\na\\x 1.png;No Finding;7;validation\n\n",
+    'other\tgroup\tGrade\tpath\tsplit\n1\t7\tnormal\t"./a/x 1.png"\tval\n'])
+def test_a_table_is_read_whatever_its_dialect_and_columns(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert folders.read_table(tmp_path / "t.csv") == [(2, "a/x 1.png", "Normal", "7", "val")]
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    (b"a,b\n1,2\n", r"t\.csv: no column for the film among 'a,b'"), (b"", "no column for the film"),
+    (b"\xff\xfe\x00", r"t\.csv: expected a CSV table in UTF-8")])
+def test_what_is_no_table_is_named(tmp_path, content, complaint):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        folders.read_table(tmp_path / "t.csv")
+
+
+def test_a_label_file_is_a_data_set(tmp_path):
+    make_tree(tmp_path, {"Normal": ["1.png"], "COVID": ["2.png"]})
+    file = tmp_path / "dataset.json"
+    file.write_text('{"labels": [["COVID/2.png", 1], ["Normal/1.png", 0]]}')
+    films = RadiographFolder(file, 16)
+    assert films.classes == ["Normal", "COVID"]
+    assert films.samples == [(str(tmp_path / "Normal/1.png"), 0), (str(tmp_path / "COVID/2.png"), 1)]
+    file.write_text('{"labels": [["COVID/2.png", 0], ["Normal/1.png", 0]]}')
+    assert RadiographFolder(file, 16).classes == ["class 0"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"labels": null}', '{"labels": []}', '{"labels": [["a", null]]}',
+                                  '{"labels": [["../a.png", 0]]}', '{"labels": [["/a.png", 0]]}',
+                                  '{"labels": [["a.png", -1]]}'])
+def test_what_is_no_label_file_is_refused(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset\.json: expected"):
+        RadiographFolder(tmp_path / "dataset.json", 16)
+
+
+def test_cached_films_are_decoded_once(tmp_path, decoded):
+    paths = [make_film(tmp_path / f"{n}.png", n) for n in range(3)]
+    (tmp_path / "bad.png").write_bytes(b"no film")
+    with pytest.warns(UserWarning, match="1 of 4 films"):
+        images, kept = folders.cached_radiographs([*paths, tmp_path / "bad.png"], 16, "skip")
+    again, _ = folders.cached_radiographs(paths, 16)
+    assert kept == paths
+    assert decoded == ["0.png", "1.png", "2.png", "bad.png"]
+    assert torch.equal(images, again)
+    assert (images - read_radiographs(paths, 16)[0]).abs().max() <= 1 / 255 + 1e-6

@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, TiffImagePlugin
 
 import genailab_helpers  # noqa: F401  (before torchvision)
-from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, is_dicom, read_radiograph
+from genailab_helpers.radiographs import (
+    UnreadableRadiographError,
+    check_img_size,
+    inspect_radiograph,
+    is_dicom,
+    read_radiograph,
+)
 
 HEIGHT, WIDTH = 60, 80
 
@@ -583,3 +589,19 @@ def test_draft_mode_on_real_films(real_data):
         full = read_radiograph(path)[0].numpy()
         slow = torch.from_numpy(np.array(Image.fromarray(full).resize((64, 64), Image.Resampling.BILINEAR)))
         assert (read_radiograph(path, 64)[0] - slow).abs().mean() < 0.003, path.name
+
+
+def test_headers_are_read_without_pixels(tmp_path):
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (20, 40)).save(tmp_path / "colour.jpg")
+    assert inspect_radiograph(tmp_path / "deep.png") == ("PNG", "I;16", 30, 20)
+    assert inspect_radiograph(str(tmp_path / "colour.jpg")) == ("JPEG", "RGB", 20, 40)
+    (tmp_path / "text.png").write_text("no film")
+    with pytest.raises(UnreadableRadiographError, match="neither PNG"):
+        inspect_radiograph(tmp_path / "text.png")
+
+
+def test_the_header_of_a_dicom_file(real_data):
+    properties = inspect_radiograph(real_data / "hard_inputs" / "RG1_J2KI.dcm")
+    assert (properties.format, properties.mode) == ("DICOM", "MONOCHROME1 15")
+    assert properties.width > 1000 < properties.height

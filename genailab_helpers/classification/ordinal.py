@@ -1,0 +1,281 @@
+"""Losses for grades: what a network is trained with, and how its outputs are read again.
+
+Each loss is one object with its own head, probabilities and decoder, so that two of them can be compared by
+swapping the object and nothing else. K grades are numbered 0 to K - 1; "y > k" is asked at the K - 1
+thresholds k = 0 to K - 2. `CrossEntropy` knows nothing of order and serves plain classes too.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GradeLoss(ABC):
+    """What all losses have in common.
+
+    Parameters
+    ----------
+    num_classes : int
+        How many grades K there are, at least 2.
+
+    Attributes
+    ----------
+    num_classes : int
+        K.
+    n_outputs : int
+        Logits that the network gives for an image: K, or K - 1 where each stands for a threshold.
+
+    Raises
+    ------
+    ValueError
+        If `num_classes` is below 2.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes: expected 2 grades or more, got {num_classes}")
+        self.num_classes = self.n_outputs = num_classes
+
+    def head(self, n_features: int) -> nn.Module:
+        """Return a new last layer, from features (N, n_features) to logits (N, n_outputs)."""
+        return nn.Linear(n_features, self.n_outputs)
+
+    def __call__(self, logits: Tensor, grades: Tensor) -> Tensor:
+        """Return the mean loss of a batch.
+
+        Parameters
+        ----------
+        logits : torch.Tensor
+            (N, n_outputs), floating point, as the head gives them.
+        grades : torch.Tensor
+            (N,) integers, 0 to K - 1.
+
+        Returns
+        -------
+        torch.Tensor
+            One number, in the dtype of `logits`, with gradient.
+
+        Raises
+        ------
+        ValueError
+            If shapes or dtypes are not these, the batch is empty or a grade is out of range.
+        """
+        self._check(logits)
+        if not isinstance(grades, Tensor) or grades.is_floating_point() or grades.is_complex() \
+                or grades.dtype == torch.bool:
+            got = grades.dtype if isinstance(grades, Tensor) else type(grades).__name__
+            raise ValueError(f"grades: expected a tensor of integers (int64), got {got}")
+        if grades.shape != logits.shape[:1] or len(grades) == 0:
+            raise ValueError(f"grades: expected one a row of logits {tuple(logits.shape)} and at least one, "
+                             f"got the shape {tuple(grades.shape)}")
+        low, high = (int(g) for g in grades.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"grades: expected 0 to {self.num_classes - 1}, got {low} to {high}; "
+                             "count grades from 0 or raise num_classes")
+        return self._loss(logits, grades.long())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each grade, (N, K), rows summing to 1, for logits (N, n_outputs)."""
+        self._check(logits)
+        return self._probabilities(logits)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Return the predicted grades, (N,) int64, for logits (N, n_outputs)."""
+        self._check(logits)
+        return self._decode(logits)
+
+    def _check(self, logits: Tensor) -> None:
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"logits: expected a floating-point tensor, got {got}")
+        if logits.ndim != 2 or logits.shape[1] != self.n_outputs:
+            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects the shape "
+                             f"(N, {self.n_outputs}), got {tuple(logits.shape)}; end the network in .head()")
+
+    @abstractmethod
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor: ...
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+    def _decode(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+
+class CrossEntropy(GradeLoss):
+    """Cross-entropy, for which every mistake is as bad as every other.
+
+    Notes
+    -----
+    L = -log softmax(z)_y. Decoder: the most probable grade.
+    """
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        return F.cross_entropy(logits, grades)
+
+
+class SoftLabels(GradeLoss):
+    """Cross-entropy against targets that leave some weight on the neighbours of the grade (SORD).
+
+    Parameters
+    ----------
+    num_classes : int
+        How many grades K there are, at least 2.
+    alpha : float, default 2.0
+        How fast the targets fall with the distance in grades, above 0. At 2 and five grades, the middle one
+        keeps .76 and each neighbour gets .10; large values come back to plain cross-entropy.
+
+    Notes
+    -----
+    L = -sum_k t_k log softmax(z)_k with t_k = exp(-alpha |k - y|) / sum_j exp(-alpha |j - y|)
+    (Diaz and Marathe, Soft Labels for Ordinal Regression, CVPR 2019). Decoder: the most probable grade. The
+    targets are softer than the truth, so the probabilities want temperature scaling.
+    """
+
+    def __init__(self, num_classes: int, alpha: float = 2.0) -> None:
+        super().__init__(num_classes)
+        if alpha <= 0:
+            raise ValueError(f"alpha: expected a number above 0, got {alpha}")
+        self.alpha = alpha
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        distance = (_range(self.num_classes, logits) - grades[:, None]).abs()
+        return F.cross_entropy(logits, (-self.alpha * distance).softmax(1))
+
+
+class SquaredEMD(GradeLoss):
+    """Squared earth mover's distance: how far, in grades, probability lies from the truth.
+
+    Notes
+    -----
+    L = sum_k (P(y <= k) - [y <= k])^2, the ranked probability score (Hou, Yu and Samaras, Squared Earth
+    Mover's Distance-based Loss, 2016; Epstein 1969). Decoder: the most probable grade.
+    """
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        below = (grades[:, None] <= _range(self.num_classes, logits)).to(logits)
+        return (logits.softmax(1).cumsum(1) - below).square().sum(1).mean()
+
+
+class QWKLoss(GradeLoss):
+    """One minus the quadratic weighted kappa of the probabilities, over the batch.
+
+    It judges the batch as a whole: give it batches in which several grades occur. It may leave a grade unused
+    where kappa hardly minds, and its probabilities are not meant to be calibrated.
+
+    Notes
+    -----
+    L = sum_ij w_ij O_ij / sum_ij w_ij E_ij with w_ij = (i - j)^2, O_ij = sum_n P_n(i) [y_n = j] and
+    E_ij = sum_n P_n(i) sum_n [y_n = j] / N, in [0, 2] (de la Torre, Puig and Valls, Weighted kappa loss
+    function for multi-class classification of ordinal data in deep learning, 2018, without the logarithm, as
+    Vargas, Gutierrez and Hervas-Martinez 2020). Decoder: the most probable grade.
+    """
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        steps = _range(self.num_classes, logits)
+        weights = (steps[:, None] - steps).square()
+        predicted, truth = logits.softmax(1), F.one_hot(grades, self.num_classes).to(logits)
+        observed = (weights * (predicted.T @ truth)).sum()
+        expected = (weights * torch.outer(predicted.sum(0), truth.mean(0))).sum()
+        return observed / (expected + 1e-10)
+
+
+class Coral(GradeLoss):
+    """CORAL: one score for the severity and K - 1 thresholds, each a yes-or-no question.
+
+    Notes
+    -----
+    L = -sum_k [y > k] log s(z_k) + [y <= k] log(1 - s(z_k)), s the logistic function, with z_k = w x + b_k
+    from a head that shares w (Cao, Mirjalili and Raschka, Rank consistent ordinal regression, Pattern
+    Recognition Letters 2020). Decoder: the number of thresholds with s(z_k) > 1/2. The biases descend at the
+    optimum, not on the way there; the probabilities therefore take the logits in descending order (monotone
+    rearrangement, Chernozhukov, Fernandez-Val and Galichon 2010), which the decoder does not notice.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.n_outputs = num_classes - 1
+
+    def head(self, n_features: int) -> nn.Module:
+        """Return a new `CoralHead`, from features (N, n_features) to logits (N, K - 1)."""
+        return CoralHead(n_features, self.num_classes)
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        above = (grades[:, None] > _range(self.n_outputs, logits)).to(logits)
+        return F.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(1).mean()
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        above = logits.sort(1, descending=True).values
+        high = F.pad(above, (1, 0), value=torch.inf)
+        low = F.pad(above, (0, 1), value=-torch.inf)
+        # s(high) - s(low), written so that nothing cancels where both are near 1
+        return high.sigmoid() * (-low).sigmoid() * -torch.expm1(low - high)
+
+    def _decode(self, logits: Tensor) -> Tensor:
+        return (logits > 0).sum(1)
+
+
+class CoralHead(nn.Module):
+    """Last layer for CORAL: weights that all thresholds share, and a bias for each.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of the feature vectors.
+    num_classes : int
+        How many grades K there are.
+
+    Notes
+    -----
+    The biases start where all grades are equally probable: b_k = logit((K - 1 - k) / K).
+    """
+
+    def __init__(self, n_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(n_features, 1, bias=False)
+        self.biases = nn.Parameter((torch.arange(num_classes - 1, 0, -1) / num_classes).logit())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, K - 1) for features (N, n_features)."""
+        return self.score(features) + self.biases
+
+
+class Corn(GradeLoss):
+    """CORN: at each threshold, is the grade higher still, given that it came so far?
+
+    Notes
+    -----
+    L = -sum_k sum_{n: y_n >= k} [y_n > k] log s(z_nk) + [y_n = k] log(1 - s(z_nk)), divided by the number of
+    all terms, sum_k #{n: y_n >= k}: equation 5 of Shi, Cao and Raschka (Deep neural networks for rank-
+    consistent ordinal regression based on conditional probabilities, 2023). Code that divides by N or by
+    K - 1 differs by a factor that changes from batch to batch. P(y > k) = prod_{j <= k} s(z_j).
+    Decoder: the number of thresholds with P(y > k) > 1/2.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.n_outputs = num_classes - 1
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        steps = _range(self.n_outputs, logits)
+        asked, above = grades[:, None] >= steps, (grades[:, None] > steps).to(logits)
+        return F.binary_cross_entropy_with_logits(logits[asked], above[asked])
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        came_so_far = F.pad(F.logsigmoid(logits).cumsum(1), (1, 0))
+        return (came_so_far + F.pad(F.logsigmoid(-logits), (0, 1))).exp()
+
+    def _decode(self, logits: Tensor) -> Tensor:
+        return (logits.sigmoid().cumprod(1) > 0.5).sum(1)
+
+
+def _range(n: int, like: Tensor) -> Tensor:
+    return torch.arange(n, dtype=like.dtype, device=like.device)
+
+
+LOSSES: dict[str, type[GradeLoss]] = {
+    "cross_entropy": CrossEntropy, "soft_labels": SoftLabels, "squared_emd": SquaredEMD, "qwk": QWKLoss,
+    "coral": Coral, "corn": Corn,
+}

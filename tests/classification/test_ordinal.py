@@ -1,0 +1,235 @@
+"""Each loss equals its reference, reads its own outputs consistently, and survives extreme logits."""
+
+import math
+
+import coral_pytorch.dataset
+import coral_pytorch.layers
+import coral_pytorch.losses
+import dlordinal.losses
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score, log_loss
+from torch import nn
+
+from genailab_helpers.classification.ordinal import (
+    LOSSES,
+    Coral,
+    CoralHead,
+    Corn,
+    QWKLoss,
+    SoftLabels,
+    SquaredEMD,
+)
+
+K = 5
+
+
+def batch(n=64, seed=0, spread=3.0, dtype=torch.float64, n_outputs=K):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(n, n_outputs, generator=generator, dtype=dtype)
+    return logits, torch.randint(K, (n,), generator=generator)
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return LOSSES[request.param](K)
+
+
+def references(logits, grades):
+    levels = coral_pytorch.dataset.levels_from_labelbatch(grades, K)
+    p = logits.detach().double().softmax(1)
+    return {
+        "cross_entropy": [torch.as_tensor(log_loss(grades, p, labels=range(K)))],
+        "soft_labels": [dlordinal.losses.SORDLoss(2.0, K, grades)(logits, grades)],
+        "squared_emd": [dlordinal.losses.EMDLoss(K)(logits, grades)],
+        "qwk": [dlordinal.losses.WKLoss(K, use_logits=True)(logits, grades)],
+        "coral": [coral_pytorch.losses.coral_loss(logits[:, 1:], levels)],
+        "corn": [coral_pytorch.losses.corn_loss(logits[:, 1:], grades, K),
+                 dlordinal.losses.CORNLoss(K)(logits[:, 1:], grades)],
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_each_loss_and_its_gradient_equal_their_reference(name, seed):
+    logits, grades = batch(seed=seed, dtype=torch.float32)
+    grades[grades == 3] = 2  # a grade that the batch lacks
+    for theirs in references(logits.requires_grad_(), grades)[name]:
+        ours = LOSSES[name](K)
+        got = ours(logits[:, K - ours.n_outputs:], grades)
+        assert got.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
+        if theirs.requires_grad:
+            torch.testing.assert_close(torch.autograd.grad(got, logits, retain_graph=True)[0],
+                                       torch.autograd.grad(theirs, logits, retain_graph=True)[0].float(),
+                                       atol=1e-6, rtol=1e-5)
+
+
+def test_corn_divides_by_the_number_of_questions_asked():
+    # by hand: at logits 0 each question costs log 2, however many questions the grades allow
+    for grades in ([0, 0, 0], [4, 4, 0], [1, 2, 3]):
+        assert Corn(K)(torch.zeros(3, K - 1), torch.tensor(grades)).item() == pytest.approx(math.log(2))
+
+
+def test_the_qwk_loss_of_certain_predictions_is_one_minus_kappa():
+    _, grades = batch(200, seed=1)
+    noise = torch.randint(0, 2, (200,), generator=torch.Generator().manual_seed(2))
+    predicted = (grades + noise).clamp(max=K - 1)
+    logits = 1e4 * nn.functional.one_hot(predicted, K).double()
+    kappa = cohen_kappa_score(grades, predicted, weights="quadratic")
+    assert QWKLoss(K)(logits, grades).item() == pytest.approx(1 - kappa, abs=1e-9)
+
+
+def test_soft_labels_become_cross_entropy_when_they_are_sharp():
+    logits, grades = batch()
+    want = LOSSES["cross_entropy"](K)(logits, grades).item()
+    assert SoftLabels(K, alpha=50)(logits, grades).item() == pytest.approx(want, abs=1e-9)
+    # by hand: log-sum-exp of the logits less the logits weighted by the targets
+    t = [math.exp(-2) / (1 + 2 * math.exp(-2)), 1 / (1 + 2 * math.exp(-2))]
+    by_hand = math.log(1 + math.e + math.e**3) - (t[1] * 1 + t[0] * 3)
+    assert SoftLabels(3)(torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([1])).item() == pytest.approx(by_hand)
+
+
+def test_the_squared_emd_of_a_certain_mistake_is_the_distance_in_grades():
+    logits = 1e4 * torch.eye(K)[[0, 4, 2]]
+    assert SquaredEMD(K)(logits, torch.tensor([0, 1, 4])).item() == pytest.approx((0 + 3 + 2) / 3)
+
+
+def test_decoders_equal_their_references():
+    logits, _ = batch(10_000, n_outputs=K - 1)
+    assert (Corn(K).decode(logits) == coral_pytorch.dataset.corn_label_from_logits(logits)).all()
+    assert (Coral(K).decode(logits) == coral_pytorch.dataset.proba_to_label(logits.sigmoid())).all()
+    logits, _ = batch(100)
+    for name in ("cross_entropy", "soft_labels", "squared_emd", "qwk"):
+        assert (LOSSES[name](K).decode(logits) == logits.argmax(1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_are_rank_monotone_on_ten_thousand_random_logits(loss, dtype):
+    logits, _ = batch(10_000, spread=8.0, dtype=dtype, n_outputs=loss.n_outputs)
+    p = loss.probabilities(logits)
+    assert p.shape == (10_000, K)
+    assert p.dtype == dtype
+    assert (p >= 0).all()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(p.sum(1), torch.ones(10_000, dtype=dtype), atol=16 * eps, rtol=0)
+    above = 1 - p.cumsum(1)[:, :-1]  # P(y > k)
+    assert (above.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["coral", "corn"])
+def test_threshold_losses_decode_to_the_median_of_their_probabilities(name):
+    logits, _ = batch(10_000, n_outputs=K - 1)
+    loss = LOSSES[name](K)
+    above = 1 - loss.probabilities(logits).cumsum(1)[:, :-1]
+    assert (loss.decode(logits) == (above > 0.5).sum(1)).all()
+
+
+def test_probabilities_by_hand():
+    # K = 3 and logits log 3, 0: s(log 3) = 3/4, s(0) = 1/2
+    logits = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
+    assert Coral(3).probabilities(logits)[0].tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 2])
+    assert Coral(3).probabilities(logits.flip(1))[0].tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 2])
+    assert Corn(3).probabilities(logits)[0].tolist() == pytest.approx([1 / 4, 3 / 8, 3 / 8])
+
+
+def test_probabilities_of_coral_keep_their_digits_far_out():
+    # both sigmoids are 1 in float32; s(20) - s(18) = e^-18 - e^-20 to first order
+    p = Coral(3).probabilities(torch.tensor([[20.0, 18.0]]))
+    assert p[0, 1].item() == pytest.approx(math.exp(-18) - math.exp(-20), rel=1e-5)
+
+
+def test_gradients_are_right(loss):
+    logits, grades = batch(7, n_outputs=loss.n_outputs)
+    grades[:K] = torch.arange(K)
+    assert torch.autograd.gradcheck(lambda z: loss(z, grades), logits.requires_grad_())
+    assert torch.autograd.gradcheck(loss.probabilities, logits)
+
+
+@pytest.mark.parametrize("grades", [[0, 1, 2, 3, 4, 4], [2] * 6, [0] * 6])
+def test_extreme_logits_give_finite_losses_gradients_and_probabilities(loss, grades):
+    signs = torch.tensor([[1, -1, 1, -1, 1], [-1, 1, -1, 1, -1], [1] * 5, [-1] * 5, [1, 1, 1, -1, -1],
+                          [0] * 5])
+    logits = (1e4 * signs[:, :loss.n_outputs]).float().requires_grad_()
+    value = loss(logits, torch.tensor(grades))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()
+    p = loss.probabilities(logits.detach())
+    assert torch.isfinite(p).all()
+    assert p.sum(1).tolist() == pytest.approx([1] * 6, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 20), k=st.integers(2, 9), seed=st.integers(0, 1000),
+       name=st.sampled_from(list(LOSSES)))
+def test_any_number_of_grades_and_films_works(n, k, seed, name):
+    loss = LOSSES[name](k)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, loss.n_outputs, generator=generator)
+    grades = torch.randint(k, (n,), generator=generator)
+    assert loss(logits, grades) >= 0
+    assert loss.probabilities(logits).shape == (n, k)
+    decoded = loss.decode(logits)
+    assert decoded.dtype == torch.int64
+    assert ((decoded >= 0) & (decoded < k)).all()
+
+
+def test_a_loss_alone_can_teach_grades(loss):
+    # swap the object and nothing else: a severity on a line, five grades, the loss's own head
+    x = torch.linspace(-1, 1, 200)[:, None]
+    grades = torch.arange(200) // 40
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), loss.head(32))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss(model(x), grades).backward()
+        optimizer.step()
+    # not accuracy: QWK's loss may leave a grade unused, which kappa hardly minds; the majority grade has 0
+    assert cohen_kappa_score(loss.decode(model(x)), grades, weights="quadratic") > 0.9
+
+
+def test_the_coral_head_shares_its_weights_and_starts_with_even_grades():
+    head = CoralHead(7, K)
+    theirs = coral_pytorch.layers.CoralLayer(7, K)
+    theirs.load_state_dict({"coral_weights.weight": head.score.weight, "coral_bias": head.biases})
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(head(x), theirs(x))
+    assert isinstance(Coral(K).head(7), CoralHead)
+    assert Coral(K).probabilities(head(torch.zeros(1, 7)))[0].tolist() == pytest.approx([1 / K] * K)
+
+
+@pytest.mark.parametrize(("grades", "message"), [
+    (torch.tensor([0, 5]), "grades: expected 0 to 4, got 0 to 5"),
+    (torch.tensor([-1, 2]), "grades: expected 0 to 4, got -1 to 2"),
+    (torch.tensor([0.0, 1.0]), "integers"),
+    (torch.tensor([True, False]), "integers"),
+    ([0, 1], "integers"),
+    (torch.tensor([0, 1, 2]), "one a row"),
+    (torch.tensor([[0], [1]]), "one a row"),
+])
+def test_wrong_grades_are_refused(loss, grades, message):
+    with pytest.raises(ValueError, match=message):
+        loss(torch.zeros(2, loss.n_outputs), grades)
+
+
+def test_wrong_logits_are_refused(loss):
+    grades = torch.tensor([0, 1])
+    for logits in (torch.zeros(2, loss.n_outputs + 1), torch.zeros(2), torch.zeros(2, loss.n_outputs, 1)):
+        for call in (lambda z: loss(z, grades), loss.probabilities, loss.decode):
+            with pytest.raises(ValueError, match=rf"\(N, {loss.n_outputs}\)"):
+                call(logits)
+    with pytest.raises(ValueError, match="floating"):
+        loss(torch.zeros(2, loss.n_outputs, dtype=torch.int64), grades)
+    with pytest.raises(ValueError, match="at least one"):
+        loss(torch.zeros(0, loss.n_outputs), grades[:0])
+
+
+def test_settings_without_meaning_are_refused():
+    with pytest.raises(ValueError, match="num_classes"):
+        Corn(1)
+    with pytest.raises(ValueError, match="alpha"):
+        SoftLabels(K, alpha=0)

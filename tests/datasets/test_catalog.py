@@ -1,0 +1,372 @@
+"""Data cards and downloads. No test touches the network: kagglehub and medmnist are stand-ins.
+
+Run as a script, this file writes the cards into data/README.md.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genailab_helpers.datasets import catalog
+from genailab_helpers.datasets.catalog import CARDS, FINDINGS, GRADES, PRESETS, cards, download, sort_classes
+
+README = Path(__file__).resolve().parents[2] / "data" / "README.md"
+BEGIN, END = "<!-- cards: begin -->\n", "<!-- cards: end -->\n"
+
+
+def readme_with_cards(text: str) -> str:
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{cards()}\n\n{END}{rest.split(END)[1]}"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
+
+
+def put_films(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((16, 16), number, np.uint8)).save(folder / name)
+
+
+def set_counts(monkeypatch, name: str, counts: dict[str, dict[str, int]]) -> None:
+    monkeypatch.setitem(CARDS, name, CARDS[name]._replace(counts=counts))
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """A stand-in for kagglehub: hands out `folder`, or raises `error`, and notes the handles asked for."""
+    hub = SimpleNamespace(folder=tmp_path / "hub", error=None, asked=[])
+
+    def dataset_download(handle: str) -> str:
+        hub.asked.append(handle)
+        if hub.error:
+            raise hub.error
+        return str(hub.folder)
+
+    module = ModuleType("kagglehub")
+    module.dataset_download = dataset_download
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    return hub
+
+
+@pytest.fixture
+def chest(kaggle, monkeypatch):
+    """The archive of the chest set in small: nested copy, macOS leftovers, links out of the tree."""
+    set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 1}, "test": {"Normal": 1}})
+    for root in (kaggle.folder / "chest_xray", kaggle.folder / "chest_xray" / "chest_xray"):
+        put_films(root / "train" / "NORMAL", "IM-0001-0001.jpeg", "IM-0002-0001.jpeg")
+        put_films(root / "train" / "PNEUMONIA", "person1_virus_1.jpeg")
+        put_films(root / "test" / "NORMAL", "IM-0003-0001.jpeg")
+    root = kaggle.folder / "chest_xray"
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "._IM-0001-0001.jpeg").write_bytes(b"fork")
+    (root / "train" / ".DS_Store").write_bytes(b"")
+    put_films(kaggle.folder.parent / "private", "secret.png")
+    (root / "train" / "NORMAL" / "link.png").symlink_to(kaggle.folder.parent / "private" / "secret.png")
+    (root / "train" / "linked").symlink_to(kaggle.folder.parent / "private", target_is_directory=True)
+    return kaggle
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# Cards
+
+
+def test_every_card_is_complete():
+    for card in CARDS.values():
+        texts = (card.title, card.modality, card.what, card.origin, card.licence, card.patients, card.privacy)
+        assert all(isinstance(text, str) and text.strip() for text in texts), card.name
+        assert re.match(r"https?://\S+$", card.url), card.name
+        assert card.faults, card.name
+        assert card.access, card.name
+        classes = {name for split in card.counts.values() for name in split}
+        assert classes <= {*FINDINGS, *GRADES}, card.name
+        assert classes <= card.meanings.keys(), card.name
+        assert card.counts or not card.kaggle, card.name  # `download` finds the films by their classes
+
+
+def test_presets_have_the_classes_of_their_cards_in_order():
+    for name, classes in PRESETS.items():
+        assert list(classes) == sort_classes(CARDS[name].meanings)
+
+
+def test_counts_agree_with_each_other():
+    chest, small, covid = (CARDS[name].counts for name in ("chest", "pneumoniamnist", "covid"))
+    for name in PRESETS["chest"]:  # PneumoniaMNIST split train and val of the same films anew
+        assert small["train"][name] + small["val"][name] == chest["train"][name] + chest["val"][name]
+        assert small["test"][name] == chest["test"][name]
+    assert covid["all"]["Normal"] == 8851 + 1341  # its two sources, from the README of the set
+    assert sum(covid["all"].values()) == 21165
+    knee = {split: sum(grades.values()) for split, grades in CARDS["knee_kl"].counts.items()}
+    assert knee == {"train": 5778, "val": 826, "test": 1656}  # Chen 2018, Mendeley Data
+    assert sum(CARDS["spine_ap"].counts["all"].values()) == 481  # training part of AASCE 2019
+
+
+def test_spine_sources_say_what_they_really_are():
+    assert "MRI" in CARDS["lsdc"].modality
+    assert CARDS["rsna_cervical"].modality.startswith("CT")
+    assert "no spine films" in CARDS["nih_chestxray14"].what
+    assert "CT" in CARDS["spineweb"].modality
+
+
+def test_cards_prints_one_or_all():
+    text = cards("covid")
+    assert text.startswith("### `covid`")
+    assert "| COVID | 3,616 |" in text
+    for name, card in CARDS.items():
+        assert str(card) in cards()
+        assert f"| `{name}` |" in cards()
+    with pytest.raises(ValueError, match=r"lungs: no card of that name; expected one of chest, covid"):
+        cards("lungs")
+
+
+def test_cards_can_be_read_in_a_terminal_and_commands_in_them_copied():
+    assert re.search(r"^\d+\. `genailab data download --kaggle .*` *$", cards("knee_kl"), re.MULTILINE)
+    for line in cards().splitlines():
+        assert line.count("`") % 2 == 0, f"a command is broken over lines: {line}"
+        assert len(line) <= 118 or line.startswith("|") or "`" in line
+
+
+def test_readme_holds_the_cards():
+    text = README.read_text(encoding="utf-8")
+    assert readme_with_cards(text) == text, "run: python tests/datasets/test_catalog.py"
+
+
+# Downloads
+
+
+def test_chest_is_copied_once_and_counted(chest, tmp_path):
+    result = download("chest", tmp_path / "out")
+    assert chest.asked == ["paultimothymooney/chest-xray-pneumonia"]
+    assert files_in(tmp_path / "out") == [
+        "test/NORMAL/IM-0003-0001.jpeg", "train/NORMAL/IM-0001-0001.jpeg", "train/NORMAL/IM-0002-0001.jpeg",
+        "train/PNEUMONIA/person1_virus_1.jpeg"]
+    assert result.counts == {"train": {"Normal": 2, "Pneumonia": 1}, "test": {"Normal": 1}}
+    assert result.differences == []
+    assert "| Normal | 2 | 1 |" in str(result)
+    assert f"genailab data verify {tmp_path / 'out'}" in str(result)
+    assert "warning" not in str(result)
+
+
+def test_the_source_is_only_read(chest, tmp_path):
+    before = files_in(chest.folder)
+    result = download("chest", tmp_path / "out")
+    copied = result.folder / "train" / "NORMAL" / "IM-0001-0001.jpeg"
+    copied.write_bytes(b"changed")
+    assert files_in(chest.folder) == before
+    assert (chest.folder / "chest_xray" / "train" / "NORMAL" / copied.name).read_bytes() != b"changed"
+
+
+def test_other_counts_than_the_card_are_reported(chest, tmp_path, monkeypatch):
+    set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}})
+    result = download("chest", tmp_path / "out")
+    assert result.differences == [
+        "train Pneumonia: 1 films, the card says 3", "val Normal: 0 films, the card says 8",
+        "test Normal: 1 films, the card says 0"]
+    assert "warning: train Pneumonia: 1 films, the card says 3" in str(result)
+
+
+def test_covid_keeps_masks_and_notes_and_counts_films_only(kaggle, tmp_path, monkeypatch):
+    set_counts(monkeypatch, "covid", {"all": {"Normal": 1, "COVID": 2}})
+    root = kaggle.folder / "COVID-19_Radiography_Dataset"
+    put_films(root / "COVID" / "images", "COVID-1.png", "COVID-2.png")
+    put_films(root / "COVID" / "masks", "COVID-1.png", "COVID-2.png")
+    put_films(root / "Normal" / "images", "Normal-1.png")
+    (root / "README.md.txt").write_text("sources")
+    result = download("covid", tmp_path / "out")
+    assert result.counts == {"all": {"Normal": 1, "COVID": 2}}
+    assert result.differences == []
+    assert {"COVID/masks/COVID-1.png", "README.md.txt"} <= set(files_in(tmp_path / "out"))
+
+
+def test_any_kaggle_set_can_be_fetched(kaggle, tmp_path):
+    put_films(kaggle.folder / "sick", "a.png")
+    put_films(kaggle.folder / "well", "b.png", "c.png")
+    result = download(kaggle="some-one/spine.set", output=tmp_path / "out")
+    assert kaggle.asked == ["some-one/spine.set"]
+    assert (result.counts, result.differences) == ({"all": {"sick": 1, "well": 2}}, [])
+
+
+def test_the_handle_of_a_known_set_is_checked_against_its_card(chest, tmp_path, monkeypatch):
+    set_counts(monkeypatch, "chest", {"train": {"Normal": 7}})
+    result = download(kaggle=CARDS["chest"].kaggle, output=tmp_path / "out")
+    assert "train Normal: 2 films, the card says 7" in result.differences
+    assert not (tmp_path / "out" / "chest_xray").exists()
+
+
+@pytest.mark.parametrize("handle", ["spine", "../spine", "owner/..", "https://kaggle.com/a", "a/b/c", "/etc"])
+def test_what_is_no_handle_is_refused(kaggle, tmp_path, handle):
+    with pytest.raises(ValueError, match="expected the handle of a Kaggle set, owner/name"):
+        download(kaggle=handle, output=tmp_path / "out")
+    assert kaggle.asked == []
+
+
+def test_a_full_target_is_refused_before_anything_is_fetched(chest, tmp_path):
+    put_films(tmp_path / "out", "mine.png")
+    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
+        download("chest", tmp_path / "out")
+    assert chest.asked == []
+    assert files_in(tmp_path / "out") == ["mine.png"]
+
+
+def test_a_failing_network_gives_one_line_with_the_way_by_hand(chest, tmp_path):
+    chest.error = ConnectionError("Max retries exceeded\nwith url: /api")
+    with pytest.raises(OSError, match="the download failed") as caught:
+        download("chest", tmp_path / "out")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "ConnectionError: Max retries exceeded with url" in message
+    assert CARDS["chest"].url in message
+    assert f"unzip it into {tmp_path / 'out'}, then `genailab data verify {tmp_path / 'out'}`" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "module"), [("covid", "kagglehub"), ("pneumoniamnist", "medmnist")])
+def test_a_missing_extra_gives_one_line(tmp_path, monkeypatch, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    said = rf"{name}: {module} is missing, `pip install -e '\.\[download\]'`; or by hand: "
+    with pytest.raises(ValueError, match=said) as caught:
+        download(name, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert CARDS[name].url in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_copy_leaves_nothing(chest, tmp_path, monkeypatch):
+    written = []
+
+    def fails_at_the_third(source, target):
+        written.append(target)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    real = shutil.copyfile
+    monkeypatch.setattr(catalog.shutil, "copyfile", fails_at_the_third)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        download("chest", tmp_path / "out")
+    assert len(written) == 3
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
+
+
+def test_what_holds_no_radiographs_is_said(kaggle, tmp_path):
+    kaggle.folder.mkdir()
+    (kaggle.folder / "train.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match=r"out: no radiographs among 1 files \(1 \.csv\)"):
+        download(kaggle="owner/table", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", sorted(CARDS.keys() - {"chest", "covid", "pneumoniamnist"}))
+def test_what_nobody_serves_comes_with_its_steps(tmp_path, name):
+    with pytest.raises(ValueError, match=f"^{name}: has to be fetched by hand, from http") as caught:
+        download(name, tmp_path / "out")
+    assert all(step in str(caught.value) for step in CARDS[name].access)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"name": "chest", "kaggle": "owner/set"}])
+def test_one_set_at_a_time(arguments):
+    with pytest.raises(ValueError, match=r"expected either a name .* or the handle"):
+        download(**arguments)
+
+
+class FakePneumoniaMNIST:
+    """Three films a split: the first is normal, the others show pneumonia; their grey is their number."""
+
+    error: Exception | None = None
+
+    def __init__(self, split: str, download: bool, size: int, root: str) -> None:
+        assert download
+        assert Path(root).is_dir()
+        if self.error:
+            raise self.error
+        self.split = split
+        self.imgs = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((size, size), np.uint8)
+        self.labels = np.array([[0], [1], [1]], dtype=np.uint8)
+
+
+@pytest.fixture
+def medmnist(monkeypatch):
+    module = ModuleType("medmnist")
+    module.PneumoniaMNIST = FakePneumoniaMNIST
+    monkeypatch.setitem(sys.modules, "medmnist", module)
+    monkeypatch.setattr(FakePneumoniaMNIST, "error", None)
+
+
+def test_pneumoniamnist_becomes_folders_of_films(medmnist, tmp_path):
+    result = download("pneumoniamnist", tmp_path / "out")
+    assert result.counts == {split: {"Normal": 1, "Pneumonia": 2} for split in ("train", "val", "test")}
+    assert "train Normal: 1 films, the card says 1214" in result.differences
+    with Image.open(tmp_path / "out" / "val" / "Pneumonia" / "val_0002.png") as film:
+        assert (film.mode, film.size, film.getpixel((0, 0))) == ("L", (128, 128), 2)
+
+
+def test_pneumoniamnist_without_network(medmnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakePneumoniaMNIST, "error", RuntimeError("Something went wrong when downloading!"))
+    with pytest.raises(OSError, match=r"put pneumoniamnist_128\.npz from https://zenodo\.org/rec\S+ into"):
+        download("pneumoniamnist", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# The page
+
+
+def quick_start() -> list[list[str]]:
+    block = README.read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+def test_quick_start_runs_as_written(tmp_path):
+    """On drawn films in folders that are called as people call them: four grades of opacity and none."""
+    pytest.importorskip("genailab_helpers.data_commands")
+    from genailab_helpers.phantoms.chest import render_chests, sample_chests
+
+    for grade, folder in enumerate(["0", "Doubtful", "grade 2", "grade_3", "4"]):
+        finding = "Pneumonia" if grade else "Normal"
+        images = render_chests(sample_chests(14, seed=grade, finding=finding), img_size=96).images
+        (tmp_path / "raw_data" / folder).mkdir(parents=True)
+        for number, image in enumerate((images[:, 0] + 1).mul(127.5).round().to(torch.uint8).numpy()):
+            Image.fromarray(image).save(tmp_path / "raw_data" / folder / f"film{grade}{number:02d}.png")
+    commands = quick_start()
+    assert [command[2] for command in commands] == ["create", "organize", "verify", "split", "verify"]
+    for command in commands:
+        assert command[0] == "genailab"
+        run = subprocess.run([sys.executable, "-m", "genailab_helpers.commands", *command[1:]], cwd=tmp_path,
+                             capture_output=True, text=True)
+        assert run.returncode == 0, f"{shlex.join(command)}\n{run.stdout}\n{run.stderr}"
+    films = [name for name in files_in(tmp_path / "dataset") if name.endswith(".png")]
+    assert len(films) == 70
+    assert {name.split("/")[0] for name in films} == {"train", "val", "test"}
+    assert {name.split("/")[1] for name in films} == set(GRADES)
+
+
+def test_commands_on_the_page_exist():
+    """Every `genailab data ...` of the page and the cards names a command and options that there are."""
+    data_commands = pytest.importorskip("genailab_helpers.data_commands")
+    import typer
+
+    known = typer.main.get_command(data_commands.data_app).commands
+    text = README.read_text(encoding="utf-8")
+    mentioned = re.findall(r"genailab data (\w+)([^`\n]*)", text)
+    assert len(mentioned) > 10
+    for name, rest in mentioned:
+        assert name in known, name
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest)) <= options, f"genailab data {name}{rest}"
+
+
+if __name__ == "__main__":
+    README.write_text(readme_with_cards(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import genailab_helpers
+from genailab_helpers.data_commands import data_app
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ app = typer.Typer(help="GenAI Lab: five notebook lessons on medical-imaging AI. 
 
 train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
 
 
 @app.command()

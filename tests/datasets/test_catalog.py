@@ -6,7 +6,6 @@ Run as a script, this file writes the cards into data/README.md.
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,10 +13,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
+from genailab_helpers.commands import app, main
 from genailab_helpers.datasets import catalog
 from genailab_helpers.datasets.catalog import CARDS, FINDINGS, GRADES, PRESETS, cards, download, sort_classes
+from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
 README = Path(__file__).resolve().parents[2] / "data" / "README.md"
 BEGIN, END = "<!-- cards: begin -->\n", "<!-- cards: end -->\n"
@@ -171,7 +173,8 @@ def test_the_source_is_only_read(chest, tmp_path):
 
 
 def test_other_counts_than_the_card_are_reported(chest, tmp_path, monkeypatch):
-    set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}})
+    expected = {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}}
+    set_counts(monkeypatch, "chest", expected)
     result = download("chest", tmp_path / "out")
     assert result.differences == [
         "train Pneumonia: 1 films, the card says 3", "val Normal: 0 films, the card says 8",
@@ -329,11 +332,9 @@ def quick_start() -> list[list[str]]:
     return [shlex.split(line) for line in block.splitlines()]
 
 
-def test_quick_start_runs_as_written(tmp_path):
+@pytest.mark.slow
+def test_quick_start_runs_as_written(tmp_path, monkeypatch, capsys):
     """On drawn films in folders that are called as people call them: four grades of opacity and none."""
-    pytest.importorskip("genailab_helpers.data_commands")
-    from genailab_helpers.phantoms.chest import render_chests, sample_chests
-
     for grade, folder in enumerate(["0", "Doubtful", "grade 2", "grade_3", "4"]):
         finding = "Pneumonia" if grade else "Normal"
         images = render_chests(sample_chests(14, seed=grade, finding=finding), img_size=96).images
@@ -342,11 +343,12 @@ def test_quick_start_runs_as_written(tmp_path):
             Image.fromarray(image).save(tmp_path / "raw_data" / folder / f"film{grade}{number:02d}.png")
     commands = quick_start()
     assert [command[2] for command in commands] == ["create", "organize", "verify", "split", "verify"]
+    monkeypatch.chdir(tmp_path)
     for command in commands:
         assert command[0] == "genailab"
-        run = subprocess.run([sys.executable, "-m", "genailab_helpers.commands", *command[1:]], cwd=tmp_path,
-                             capture_output=True, text=True)
-        assert run.returncode == 0, f"{shlex.join(command)}\n{run.stdout}\n{run.stderr}"
+        with pytest.raises(SystemExit) as ended:
+            main(command[1:])
+        assert not ended.value.code, f"{shlex.join(command)}\n{capsys.readouterr()}"
     films = [name for name in files_in(tmp_path / "dataset") if name.endswith(".png")]
     assert len(films) == 70
     assert {name.split("/")[0] for name in films} == {"train", "val", "test"}
@@ -355,10 +357,7 @@ def test_quick_start_runs_as_written(tmp_path):
 
 def test_commands_on_the_page_exist():
     """Every `genailab data ...` of the page and the cards names a command and options that there are."""
-    data_commands = pytest.importorskip("genailab_helpers.data_commands")
-    import typer
-
-    known = typer.main.get_command(data_commands.data_app).commands
+    known = typer.main.get_command(app).commands["data"].commands
     text = README.read_text(encoding="utf-8")
     mentioned = re.findall(r"genailab data (\w+)([^`\n]*)", text)
     assert len(mentioned) > 10

@@ -1,0 +1,310 @@
+"""Metrics equal scikit-learn or a sum by hand; tables carry intervals over patients and name their seeds."""
+
+import math
+import time
+import warnings
+from functools import partial
+
+import dlordinal.metrics
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genailab_helpers.classification import metrics
+from genailab_helpers.classification.ordinal import LOSSES
+from genailab_helpers.statistics import bootstrap_interval, paired_difference
+
+K = 5
+
+
+def graded(n=300, seed=0, k=K, skill=1.5):
+    """Grades and the probabilities of a middling model."""
+    generator = np.random.default_rng(seed)
+    grades = generator.integers(k, size=n)
+    logits = generator.normal(size=(n, k)) - skill * np.abs(np.arange(k) - grades[:, None])
+    p = np.exp(logits)
+    return grades, p / p.sum(1, keepdims=True)
+
+
+LABEL_METRICS = {
+    # without `labels`, scikit-learn closes the gap that an absent grade leaves and weighs distances anew
+    metrics.qwk: partial(sk.cohen_kappa_score, weights="quadratic", labels=range(9)),
+    metrics.linear_kappa: partial(sk.cohen_kappa_score, weights="linear", labels=range(9)),
+    metrics.accuracy: sk.accuracy_score,
+    metrics.balanced_accuracy: sk.balanced_accuracy_score,
+    metrics.mae: sk.mean_absolute_error,
+    metrics.macro_mae: lambda y, p: np.mean([sk.mean_absolute_error(y[y == k], p[y == k]) for k in set(y)]),
+    metrics.off_by_more_than_one: lambda y, p: 1 - dlordinal.metrics.accuracy_off1(y, p, labels=range(9)),
+}
+
+
+@pytest.mark.parametrize("metric", LABEL_METRICS, ids=lambda m: m.__name__)
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 60), k=st.integers(2, 9), seed=st.integers(0, 10_000))
+def test_metrics_of_predicted_grades_equal_their_reference(metric, n, k, seed):
+    generator = np.random.default_rng(seed)
+    y, p = generator.integers(k, size=n), generator.integers(k, size=n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that is predicted but never true
+        want = LABEL_METRICS[metric](y, p)
+    assert metric(y, p) == pytest.approx(want, abs=1e-12, nan_ok=True)
+
+
+PROBABILITY_METRICS = {
+    metrics.rps: dlordinal.metrics.ranked_probability_score,
+    metrics.nll: partial(sk.log_loss, labels=range(K)),
+    metrics.brier: partial(sk.brier_score_loss, labels=range(K), scale_by_half=False),
+    metrics.macro_auroc: partial(sk.roc_auc_score, multi_class="ovr", labels=range(K)),
+}
+
+
+@pytest.mark.parametrize("metric", PROBABILITY_METRICS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_of_probabilities_equal_their_reference(metric, seed):
+    y, p = graded(seed=seed)
+    assert metric(y, p) == pytest.approx(PROBABILITY_METRICS[metric](y, p), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(2, 50), levels=st.integers(1, 8), seed=st.integers(0, 10_000))
+def test_auroc_equals_scikit_learn_also_with_ties(n, levels, seed):
+    generator = np.random.default_rng(seed)
+    positive, x = generator.random(n) < 0.4, generator.integers(levels, size=n)
+    if positive.all() or not positive.any():
+        assert math.isnan(metrics.auroc(positive, x))
+    else:
+        assert metrics.auroc(positive, x) == pytest.approx(sk.roc_auc_score(positive, x), abs=1e-12)
+
+
+def test_macro_mae_equals_dlordinal_where_no_grade_is_absent():
+    y, p = graded()
+    assert metrics.macro_mae(y, p.argmax(1)) == pytest.approx(dlordinal.metrics.amae(y, p.argmax(1)))
+
+
+def test_a_certain_mistake_costs_a_finite_nll():
+    assert metrics.nll(np.array([1]), np.array([[1.0, 0.0]])) == pytest.approx(-math.log(np.finfo(float).eps))
+
+
+def test_calibration_error_by_hand():
+    # three bins: confidences .4, .4 (one right of two) | .6 (right) | .9 (wrong)
+    y = np.array([0, 1, 0, 1])
+    p = np.array([[0.4, 0.35, 0.25], [0.4, 0.35, 0.25], [0.6, 0.3, 0.1], [0.9, 0.1, 0.0]])
+    assert metrics.ece(y, p, n_bins=3) == pytest.approx((abs(1 + 1 - 0.4 - 0.4 - 0.6) + 0.9) / 4)
+    # two bins of two films each: .4 and .4 | .6 and .9
+    assert metrics.adaptive_ece(y, p, n_bins=2) == pytest.approx((abs(1 - 0.8) + abs(1 - 1.5)) / 4)
+
+
+@pytest.mark.parametrize("metric", [metrics.ece, metrics.adaptive_ece])
+def test_calibration_error_is_near_zero_for_honest_probabilities_and_large_for_boastful_ones(metric):
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(3), size=20_000)
+    y = (generator.random(20_000)[:, None] > p.cumsum(1)).sum(1)
+    assert metric(y, p) < 0.02
+    boast = p**4 / (p**4).sum(1, keepdims=True)
+    # all films in one bin: the gap between mean confidence and accuracy, a lower bound for any bins
+    bound = boast.max(1).mean() - (y == p.argmax(1)).mean()
+    assert metric(y, boast) >= bound - 1e-9
+    assert bound > 0.1
+
+
+def test_rates_of_called_films_equal_scikit_learn():
+    y, p = graded(k=2)
+    positive, called = y == 1, p[:, 1] > 0.4
+    (tn, fp), (fn, tp) = sk.confusion_matrix(positive, called)
+    assert metrics.sensitivity(positive, called) == sk.recall_score(positive, called) == tp / (tp + fn)
+    assert metrics.specificity(positive, called) == tn / (tn + fp)
+    assert metrics.ppv(positive, called) == sk.precision_score(positive, called) == tp / (tp + fp)
+    assert metrics.npv(positive, called) == tn / (tn + fn)
+    nothing = np.zeros_like(called)
+    assert math.isnan(metrics.ppv(positive, nothing))
+    assert math.isnan(metrics.sensitivity(nothing, called))
+
+
+def test_ppv_follows_prevalence_by_bayes():
+    y, p = graded(k=2)
+    positive, called = y == 1, p[:, 1] > 0.4
+    rates = metrics.sensitivity(positive, called), metrics.specificity(positive, called)
+    assert metrics.ppv_at_prevalence(*rates, positive.mean()) == pytest.approx(metrics.ppv(positive, called))
+    # by hand: 90 % and 90 %, one in a hundred ill: 9 of 9 + 99 calls are right, per thousand
+    assert metrics.ppv_at_prevalence(0.9, 0.9, [0.01, 1.0, 0.0]) == pytest.approx([9 / 108, 1, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(metrics.ppv_at_prevalence(0.9, 1.0, 0.0))
+
+
+def test_the_threshold_is_the_best_one_and_lies_between_scores():
+    assert metrics.choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]) == pytest.approx(0.5)
+    y, p = graded(n=200, k=2)
+    got = metrics.choose_threshold(y == 1, p[:, 1])
+    fpr, tpr, _ = sk.roc_curve(y == 1, p[:, 1])
+    called = p[:, 1] >= got
+    youden = metrics.sensitivity(y == 1, called) + metrics.specificity(y == 1, called) - 1
+    assert youden == pytest.approx((tpr - fpr).max())
+    with pytest.raises(ValueError, match="both kinds"):
+        metrics.choose_threshold([1, 1], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_temperature_finds_what_was_hidden_and_keeps_the_grades(name):
+    loss = LOSSES[name](K)
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, loss.n_outputs, generator=generator)
+    logits = logits.sort(1, descending=True).values if name == "coral" else logits
+    grades = loss.probabilities(logits).multinomial(1, generator=generator)[:, 0]
+    boastful = 3 * logits
+    temperature = metrics.fit_temperature(boastful, grades, loss.probabilities)
+    assert temperature == pytest.approx(3, rel=0.05)  # the spread of the estimate is about 1 / sqrt(20,000)
+    before, after = (loss.probabilities(z).numpy() for z in (boastful, boastful / temperature))
+    assert metrics.ece(grades.numpy(), after) < 0.02 < metrics.ece(grades.numpy(), before)
+    if name != "corn":
+        assert (loss.decode(boastful / temperature) == loss.decode(boastful)).all()
+
+
+def test_temperature_is_the_minimum_of_a_fine_grid():
+    y, p = graded(skill=1.0)
+    logits, labels = 4 * torch.tensor(p).log(), torch.tensor(y)
+    grid = np.exp(np.linspace(-2, 3, 2001))
+    losses = [torch.nn.functional.cross_entropy(logits / t, labels).item() for t in grid]
+    got = metrics.fit_temperature(logits, labels, partial(torch.softmax, dim=1))
+    assert got == pytest.approx(grid[np.argmin(losses)], rel=0.003)
+
+
+def test_a_score_is_the_bootstrap_by_patient_of_the_mean_over_seeds():
+    y, p = graded()
+    _, q = graded(seed=1)
+    patients = np.arange(300) // 3
+    one = metrics.score(metrics.rps, y, {7: p}, patients)
+    want = bootstrap_interval(metrics.rps, y, p, groups=patients)
+    assert one == (*want[:3], 100, (7,))
+    assert str(one) == f"{want}, seeds 7"
+    both = metrics.score(metrics.rps, y, {7: p, 8: q}, patients)
+    assert both.value == pytest.approx((metrics.rps(y, p) + metrics.rps(y, q)) / 2)
+    assert both.low < both.value < both.high
+    assert str(both).endswith("n = 100, seeds 7 8")
+
+
+def test_a_difference_is_paired():
+    y, p = graded()
+    first, second = p.argmax(1), np.where(np.arange(300) < 60, 4 - y, p.argmax(1))
+    got = metrics.difference(metrics.qwk, y, {0: first}, {0: second})
+    assert got == (*paired_difference(metrics.qwk, y, first, second)[:4], (0,))
+    assert got.low > 0
+    # a baseline of one run beside a model of two
+    two = metrics.difference(metrics.qwk, y, {0: first, 1: second}, {0: first})
+    assert two.value == pytest.approx((metrics.qwk(y, second) - metrics.qwk(y, first)) / 2)
+    assert two.seeds == (0, 1)
+
+
+def test_the_worst_subgroup_is_named():
+    y, p = graded()
+    hospital = np.array(["a", "b", "c"])[np.arange(300) % 3]
+    predicted = np.where(hospital == "b", (y + 2) % K, p.argmax(1))
+    got = metrics.subgroups(metrics.qwk, y, {0: predicted}, hospital, patients=np.arange(300) // 6)
+    assert got.worst == "b"
+    assert got.scores["b"].value == metrics.qwk(y[hospital == "b"], predicted[hospital == "b"])
+    assert got.scores["b"].n == 50
+    assert "b (worst)" in str(got)
+    lower = metrics.subgroups(metrics.mae, y, {0: predicted}, hospital, lower_is_better=True)
+    assert lower.worst == "b"
+    # a subgroup of one patient shows no spread, one of one class no AUROC
+    lone = metrics.subgroups(metrics.auroc, y > 2, {0: p[:, 3:].sum(1)}, np.where(y == 4, "severe", "other"))
+    assert lone.worst == "other"
+    assert math.isnan(lone.scores["severe"].value)
+    single = metrics.subgroups(metrics.accuracy, y, {0: predicted}, np.where(np.arange(300) == 0, "x", "y"))
+    assert math.isnan(single.scores["x"].low)
+    with pytest.raises(ValueError, match="one name a film"):
+        metrics.subgroups(metrics.qwk, y, {0: predicted}, hospital[:5])
+
+
+def test_the_table_of_grades_has_every_number_and_prints_it():
+    y, p = graded()
+    patients = np.arange(300) // 2
+    got = metrics.grade_metrics(y, {3: p.argmax(1)}, {3: p}, patients, n_resamples=50)
+    for metric in LABEL_METRICS:
+        assert vars(got)[metric.__name__].value == metric(y, p.argmax(1))
+    for metric in (metrics.rps, metrics.nll, metrics.brier, metrics.ece, metrics.adaptive_ece):
+        assert vars(got)[metric.__name__].value == pytest.approx(metric(y, p), abs=1e-12)
+    assert [s.value for s in got.auroc_above] == pytest.approx(
+        [sk.roc_auc_score(y > k, p[:, k + 1:].sum(1)) for k in range(K - 1)])
+    lines = str(got).splitlines()
+    assert len(lines) == len(LABEL_METRICS) + 5 + K - 1
+    assert all("[" in line and "n = 150, seeds 3" in line for line in lines)
+    assert lines[-1].startswith("auroc above 3")
+
+
+def test_the_table_of_classes_uses_frozen_thresholds():
+    y, p = graded(k=3)
+    thresholds = [metrics.choose_threshold(y == k, p[:, k]) for k in range(3)]
+    got = metrics.class_metrics(y, {0: p}, {0: thresholds}, n_resamples=50)
+    assert got.accuracy.value == sk.accuracy_score(y, p.argmax(1))
+    assert got.macro_auroc.value == pytest.approx(np.mean([s.value for s in got.auroc]))
+    for k in range(3):
+        called = p[:, k] >= thresholds[k]
+        assert got.sensitivity[k].value == sk.recall_score(y == k, called)
+        assert got.ppv[k].value == sk.precision_score(y == k, called)
+        assert got.specificity[k].value == sk.recall_score(y != k, ~called)
+        assert got.npv[k].value == sk.precision_score(y != k, ~called)
+    assert len(str(got).splitlines()) == 7 + 5 * 3
+
+
+def test_torch_tensors_and_small_integers_are_taken():
+    y, p = graded()
+    want = metrics.grade_metrics(y, {0: p.argmax(1)}, {0: p}, n_resamples=10)
+    small = torch.tensor(y, dtype=torch.uint8), torch.tensor(p.argmax(1), dtype=torch.uint8)
+    got = metrics.grade_metrics(small[0], {0: small[1]}, {0: torch.tensor(p)}, n_resamples=10)
+    assert str(got) == str(want)
+
+
+def test_absent_and_rare_grades_are_not_a_crash():
+    y, p = graded()
+    rows = y < 4
+    rows[np.flatnonzero(y == 4)[0]] = True  # one film of grade 4: absent from a third of the resamples
+    got = metrics.grade_metrics(y[rows], {0: p[rows].argmax(1)}, {0: p[rows]}, n_resamples=100)
+    assert 0 <= got.auroc_above[3].low <= got.auroc_above[3].high <= 1
+    rows = y < 3  # no film of the two upper grades
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = metrics.grade_metrics(y[rows], {0: p[rows].argmax(1)}, {0: p[rows]}, n_resamples=100)
+    assert math.isnan(got.auroc_above[3].value)
+    assert math.isnan(got.auroc_above[2].low)
+    assert "nan" in str(got)
+    assert got.balanced_accuracy.value == pytest.approx(
+        np.mean([(p[y == k].argmax(1) == k).mean() for k in range(3)]))
+    alone = metrics.score(metrics.qwk, np.zeros(9, int), {0: np.zeros(9, int)}, np.arange(9) // 3)
+    assert math.isnan(alone.value)
+    assert alone.n == 3
+
+
+@pytest.mark.parametrize(("labels", "outputs", "message"), [
+    ([0, 1], [0, 1], "mapping"),
+    ([0, 1], {}, "mapping"),
+    ([0.0, 1.0], {0: [0, 1]}, "labels: expected integers"),
+    ([0, -1], {0: [0, 1]}, "labels: expected integers"),
+    ([], {0: []}, "labels: expected integers"),
+    ([0, 1], {0: [0, 1, 1]}, "2 labels"),
+    ([0, 1], {0: [0, 1], 1: [0]}, "for each seed"),
+    ([0, 1], {0: [math.nan, 1]}, "finite"),
+    ([0, 1], {0: [[3.0, -2.0], [1.0, 0.5]]}, "rows summing to 1"),
+    ([0, 2], {0: [[0.5, 0.5], [1.0, 0.0]]}, "3 classes"),
+])
+def test_what_does_not_fit_is_refused(labels, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score(metrics.accuracy, labels, outputs)
+
+
+def test_tables_need_probabilities():
+    with pytest.raises(ValueError, match=r"\(N, K\)"):
+        metrics.grade_metrics([0, 1], {0: [0, 1]}, {0: [0, 1]})
+    with pytest.raises(ValueError, match="one length"):
+        metrics.score(metrics.accuracy, [0, 1], {0: [0, 1]}, patients=[0])
+
+
+@pytest.mark.slow
+def test_a_full_table_of_a_thousand_films_takes_at_most_ten_seconds():
+    y, p = graded(n=1000)
+    start = time.process_time()  # of this process alone: other work on the machine does not count
+    metrics.grade_metrics(y, {0: p.argmax(1)}, {0: p})
+    assert time.process_time() - start < 10

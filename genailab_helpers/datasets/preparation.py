@@ -45,6 +45,8 @@ TOLERANCE = 0.015  # a class's share of a split may be so far from the ratio
 LABELS = "dataset.json"
 
 _MAX_KINDS = 400  # kinds of patients that the exact search handles in a few seconds
+_Kind = tuple[tuple[str, int], ...]  # how many films of which class a group has
+_Cells = Counter[tuple[str, str]]  # number of films by class and split
 _NOT_IN_NAMES = frozenset('/\\:*?"<>|')  # some system cannot have these in a folder's name
 
 
@@ -445,32 +447,25 @@ def assign_splits(labels: Sequence[str], groups: Sequence[str], ratios: Sequence
     kinds = {group: tuple(sorted(counts.items())) for group, counts in held_by.items()}
     order = sorted(kinds, key=lambda group: (-max(n / totals[label] for label, n in kinds[group]),
                                              _digest(f"{seed} {group}")))
-    held = {split: dict.fromkeys(totals, 0) for split in shares}
+    held: _Cells = Counter()
     chosen = {}
     for group in order:
-        def growth(split: str, kind: "_Kind" = kinds[group]) -> float:
-            return sum(n * (2 * held[split][label] + n) / (shares[split] * totals[label])
+        def growth(split: str, kind: _Kind = kinds[group]) -> float:
+            return sum(n * (2 * held[label, split] + n) / (shares[split] * totals[label])
                        for label, n in kind)
 
         chosen[group] = min(shares, key=growth)
         for label, n in kinds[group]:
-            held[chosen[group]][label] += n
+            held[label, chosen[group]] += n
     best = _excess(held, totals, shares)
     possible = sum(_least_excess(n, shares) for n in totals.values())
     for radius in (1, 4, len(order)):
         if best <= possible + 1e-9:
             break
         moved = _rebalance(order, kinds, chosen, totals, shares, radius)
-        held = {split: dict.fromkeys(totals, 0) for split in shares}
-        for group, split in moved.items():
-            for label, n in kinds[group]:
-                held[split][label] += n
-        if (excess := _excess(held, totals, shares)) < best - 1e-9:
+        if (excess := _excess(_tally(kinds, moved), totals, shares)) < best - 1e-9:
             best, chosen = excess, moved
     return [chosen[group] for group in groups]
-
-
-_Kind = tuple[tuple[str, int], ...]  # how many films of which class a group has
 
 
 def _check_ratios(ratios: Sequence[float]) -> dict[str, float]:
@@ -485,77 +480,67 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _excess(held: Mapping[str, Mapping[str, int]], totals: Mapping[str, int],
-            shares: Mapping[str, float]) -> float:
+def _tally(kinds: Mapping[str, _Kind], chosen: Mapping[str, str]) -> _Cells:
+    held: _Cells = Counter()
+    for group, split in chosen.items():
+        for label, n in kinds[group]:
+            held[label, split] += n
+    return held
+
+
+def _excess(held: _Cells, totals: Mapping[str, int], shares: Mapping[str, float]) -> float:
     """Sum over classes and splits what a share is off beyond the tolerance."""
-    return sum(max(0.0, abs(n / totals[label] - shares[split]) - TOLERANCE)
-               for split, counts in held.items() for label, n in counts.items())
+    return sum(max(0.0, abs(held[label, split] / n - share) - TOLERANCE)
+               for label, n in totals.items() for split, share in shares.items())
 
 
 def _least_excess(n_films: int, shares: Mapping[str, float]) -> float:
     """Return what no division of so many films of one class can undercut: their number is whole."""
     ways = itertools.product(*((math.floor(n_films * share), math.floor(n_films * share) + 1)
                                for share in shares.values()))
-    return min((_excess({split: {"": n} for split, n in zip(shares, way, strict=True)}, {"": n_films}, shares)
-                for way in ways if sum(way) == n_films), default=0.0)
+    return min((_excess(Counter({("", split): n for split, n in zip(shares, way, strict=True)}),
+                        {"": n_films}, shares) for way in ways if sum(way) == n_films), default=0.0)
 
 
 def _rebalance(order: Sequence[str], kinds: Mapping[str, _Kind], chosen: Mapping[str, str],
                totals: Mapping[str, int], shares: Mapping[str, float], radius: int) -> dict[str, str]:
     """Minimise the excess: how many groups of each kind go to each split, at most `radius` from `chosen`."""
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import lil_array
+    from scipy.sparse import csr_array, eye_array, hstack, kron
 
-    splits = list(shares)
-    now = Counter((kinds[group], split) for group, split in chosen.items())
-    held = Counter({(label, split): 0 for label in totals for split in splits})
-    for (kind, split), number in now.items():
-        for label, n in kind:
-            held[label, split] += n * number
+    held, now = _tally(kinds, chosen), Counter((kinds[group], split) for group, split in chosen.items())
     free = sorted(set(kinds.values()))
     exact = len(free) <= _MAX_KINDS
     if not exact:
-        off = {label for label, n in totals.items() if _least_excess(n, shares) + 1e-9 < _excess(
-            {split: {label: held[label, split]} for split in splits}, totals, shares)}
+        off = {label for label, n in totals.items()
+               if _excess(held, {label: n}, shares) > _least_excess(n, shares) + 1e-9}
         free = [kind for kind in free if any(label in off for label, _ in kind)][:_MAX_KINDS // 4]
     classes = sorted({label for kind in free for label, _ in kind})
-    n_splits, n_moves = len(splits), len(free) * len(splits)
-    cells = [(label, split) for label in classes for split in splits]
-    rows = lil_array((len(free) + 2 * len(cells), n_moves + len(cells)))
-    low, high = np.full(rows.shape[0], -np.inf), np.full(rows.shape[0], np.inf)
-    least, most = np.zeros(rows.shape[1]), np.full(rows.shape[1], np.inf)
-    rest = Counter(held)
-    for i, kind in enumerate(free):
-        number = sum(now[kind, split] for split in splits)
-        low[i] = high[i] = number
-        for j, split in enumerate(splits):
-            column = i * n_splits + j
-            rows[i, column] = 1
-            least[column] = max(0, now[kind, split] - radius)
-            most[column] = min(number, now[kind, split] + radius)
-            for label, n in kind:
-                rest[label, split] -= n * now[kind, split]
-                rows[len(free) + classes.index(label) * n_splits + j, column] = n
-    rows[len(free) + len(cells):, :] = rows[len(free):len(free) + len(cells), :]
-    for k, (label, split) in enumerate(cells):  # share - tolerance - excess <= share held <= share + ...
-        wanted, slack = shares[split] * totals[label] - rest[label, split], TOLERANCE * totals[label] + 1e-7
-        above, below = len(free) + k, len(free) + len(cells) + k
-        rows[above, n_moves + k], high[above] = -1, wanted + slack
-        rows[below, n_moves + k], low[below] = 1, wanted - slack
-    cost = np.zeros(rows.shape[1])
-    cost[n_moves:] = [max(totals.values()) / totals[label] for label, _ in cells]
-    solution = milp(cost, constraints=LinearConstraint(rows.tocsr(), low, high), bounds=Bounds(least, most),
-                    integrality=np.arange(rows.shape[1]) < n_moves,
-                    options={"node_limit": 1000 if exact else 20})
+    cells = [(label, split) for label in classes for split in shares]
+    start = np.array([now[kind, split] for kind in free for split in shares], dtype=float)
+    films = csr_array([[dict(kind).get(label, 0) for kind in free] for label in classes])
+    number = kron(eye_array(len(free)), np.ones((1, len(shares))))  # of each kind, from numbers by split
+    inside = kron(films, eye_array(len(shares)))  # films in each cell
+    excess, no_excess = eye_array(len(cells)), csr_array((len(free), len(cells)))
+    fixed = np.array([held[cell] for cell in cells]) - inside @ start
+    wanted = np.array([shares[split] * totals[label] for label, split in cells]) - fixed
+    slack = np.array([TOLERANCE * totals[label] + 1e-7 for label, _ in cells])
+    cost = [max(totals.values()) / totals[label] for label, _ in cells]
+    solution = milp(
+        np.concatenate([np.zeros(len(start)), cost]),
+        integrality=np.concatenate([np.ones(len(start)), np.zeros(len(cells))]),
+        bounds=Bounds(np.concatenate([np.maximum(0, start - radius), np.zeros(len(cells))]),
+                      np.concatenate([start + radius, np.full(len(cells), np.inf)])),
+        constraints=[LinearConstraint(hstack([number, no_excess]), number @ start, number @ start),
+                     LinearConstraint(hstack([inside, -excess]), -np.inf, wanted + slack),
+                     LinearConstraint(hstack([inside, excess]), wanted - slack, np.inf)],
+        options={"node_limit": 1000 if exact else 20})
     if solution.x is None:
         return dict(chosen)
-    seats = {kind: [split for j, split in enumerate(splits)
-                    for _ in range(round(solution.x[i * n_splits + j]))] for i, kind in enumerate(free)}
-    moved = dict(chosen)
-    for group in reversed(order):
-        if kinds[group] in seats:
-            moved[group] = seats[kinds[group]].pop()
-    return moved
+    seats = {kind: [split for split, n in zip(shares, numbers, strict=True) for _ in range(round(n))]
+             for kind, numbers in zip(free, solution.x[:len(start)].reshape(len(free), -1), strict=True)}
+    return {group: seats[kinds[group]].pop() if kinds[group] in seats else chosen[group]
+            for group in reversed(order)}
 
 
 def _tie(films: Sequence[Film], near_duplicates: bool, notes: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,7 @@ from genailab_helpers.datasets.preparation import (
 from genailab_helpers.diffusion.datasets import ChestXRayDataset
 from genailab_helpers.radiographs import read_radiograph
 
-bounded = settings(max_examples=60, deadline=None, derandomize=True)
+bounded = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True)
@@ -538,7 +539,8 @@ needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_meth
 
 
 @needs_fork
-@pytest.mark.parametrize("begun", ["nothing", "empty tree", "old files", "another plan"])
+@pytest.mark.parametrize("begun", ["nothing", "old files", pytest.param("empty tree", marks=pytest.mark.slow),
+                                   pytest.param("another plan", marks=pytest.mark.slow)])
 def test_killed_at_every_change_of_the_file_system(tmp_path: Path, begun: str) -> None:
     raw = write_films(tmp_path / "raw", "COVID/b.png", "COVID/images/b.png")
     organize(raw, tmp_path / "undisturbed")
@@ -577,6 +579,64 @@ def test_killed_at_every_change_of_the_file_system(tmp_path: Path, begun: str) -
         for path in sorted(target.parent.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
     assert at_event > 20
+
+
+@needs_fork
+def test_killed_while_it_clears_what_another_call_had_begun(tmp_path: Path) -> None:
+    raw = write_films(tmp_path / "raw", "COVID/a.png")
+    preprocess(raw, tmp_path / "undisturbed", 16)
+    fork = multiprocessing.get_context("fork")
+    for at_event in range(12):
+        target = tmp_path / f"{at_event}"
+        create_structure(target, ["Normal"])
+        steps = (partial(preprocess, raw, target, 16), 8), (partial(organize, raw, target), at_event)
+        for step, event in steps:
+            child = fork.Process(target=run_and_die, args=(step, event))
+            child.start()
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+        assert bytes_below(target) == {}
+        preprocess(raw, target, 16)
+        assert bytes_below(target) == bytes_below(tmp_path / "undisturbed"), at_event
+
+
+@needs_fork
+def test_what_was_to_be_replaced_comes_back_for_a_call_that_may_not_replace(tmp_path: Path) -> None:
+    raw = write_films(tmp_path / "raw", "COVID/a.png")
+    for at_event in itertools.count():  # until it is killed between its two last renames
+        target = tmp_path / f"{at_event}"
+        old = bytes_below(write_films(target, "old.png"))
+        step = partial(organize, raw, target, replace=True)
+        child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(step, at_event))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        if not target.exists():
+            break
+        assert bytes_below(target) == old
+    with pytest.raises(FileExistsError, match="holds files"):
+        preprocess(raw, target, 16)
+    assert bytes_below(target) == old
+
+
+@needs_fork
+def test_killed_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_films(tmp_path / "raw", "COVID/a.png", "COVID/b.png")
+
+    def write_half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:50])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", write_half)
+        child = multiprocessing.get_context("fork").Process(target=organize, args=(raw, tmp_path / "out"))
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    organize(raw, tmp_path / "out")
+    assert {name: data for name, data in bytes_below(tmp_path / "out").items() if name != TABLE
+            } == bytes_below(raw)
 
 
 @needs_fork

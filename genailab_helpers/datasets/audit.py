@@ -89,6 +89,9 @@ CHECKS = {  # name: severity, what to do
 }
 
 
+_ENOUGH = 200  # patients; with fewer, faint but real findings were missed
+
+
 class Finding(NamedTuple):
     """What one check has to say.
 
@@ -633,8 +636,11 @@ def _labels(data: _DataSet) -> Iterator[Finding]:
         yield _find("shortcut", f"The class can be told without looking at the anatomy, from: "
                                 f"{', '.join(report.flagged)}.")
     if not signal.signal:
-        yield _find("no label signal", f"The labels cannot be told from the films better than by chance "
-                                       f"(p = {signal.p:.2g}).")
+        silent = _find("no label signal", f"The labels cannot be told from the films better than by chance "
+                                          f"(p = {signal.p:.2g}).")
+        patients = len({film.patient for film in data.films if film.label})
+        yield silent if patients >= _ENOUGH else silent._replace(severity="note", message=(
+            f"{silent.message} With {_count(patients, 'patient')} a faint signal may be missed."))
 
 
 def _mislabelled(data: _DataSet) -> Iterator[Finding]:

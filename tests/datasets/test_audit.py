@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from genailab_helpers.datasets import shortcuts
+from genailab_helpers.datasets import audit, shortcuts
 from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, audit_folder
 from genailab_helpers.datasets.audit import _names_somebody as names_somebody
 from genailab_helpers.datasets.folders import list_radiographs
@@ -402,11 +402,14 @@ def test_what_the_other_tools_find_is_passed_on(whole, monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("too few films")
 
+    monkeypatch.setattr(audit, "_ENOUGH", N_FILMS)
     monkeypatch.setattr(shortcuts, "audit_shortcuts", lambda *args, **kwargs: Report())
     monkeypatch.setattr(shortcuts, "label_signal", lambda *args, **kwargs: Report())
     report = audit_folder(whole)
     assert grave(report) == {"shortcut", "no label signal"}
     assert "border" in str(report)
+    monkeypatch.setattr(audit, "_ENOUGH", N_FILMS + 1)
+    assert grave(audit_folder(whole)) == {"shortcut"}
     monkeypatch.setattr(shortcuts, "label_signal", refuse)
     report = audit_folder(whole)
     assert "too few films" in str(report)

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.catalog import (
     FINDINGS,
     GRADES,
@@ -34,7 +35,15 @@ from genailab_helpers.datasets.catalog import (
     canonical_split,
     sort_classes,
 )
-from genailab_helpers.datasets.folders import TABLE, Film, TableRow, content_key, index_films, read_table
+from genailab_helpers.datasets.folders import (
+    TABLE,
+    Film,
+    TableRow,
+    cached_radiographs,
+    content_key,
+    index_films,
+    read_table,
+)
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 from genailab_helpers.storage import whole_file
 
@@ -556,11 +565,9 @@ def _tie(films: Sequence[Film], near_duplicates: bool, notes: list[str]) -> list
     n_copies = sum(a != b for a, b in exact)
     near: list[tuple[int, int]] = []
     if near_duplicates:
-        from genailab_helpers.datasets import duplicates, folders
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the films left out are counted in a note
-            images, kept = folders.cached_radiographs([film.path for film in films], duplicates.SIDE, "skip")
+            images, kept = cached_radiographs([film.path for film in films], duplicates.SIDE, "skip")
         numbers = {film.path: i for i, film in enumerate(films)}
         near = [(numbers[kept[pair.first]], numbers[kept[pair.second]])
                 for pair in duplicates.find_duplicates(images)]

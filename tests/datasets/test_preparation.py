@@ -23,8 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from genailab_helpers import datasets
-from genailab_helpers.datasets import preparation
+from genailab_helpers.datasets import duplicates, preparation
 from genailab_helpers.datasets.catalog import GRADES, SPLITS
 from genailab_helpers.datasets.folders import TABLE, RadiographFolder, index_films
 from genailab_helpers.datasets.preparation import (
@@ -376,12 +375,10 @@ def test_copies_and_near_copies_stay_together(
     (organized / "Normal" / "copy.png").write_bytes((organized / "COVID" / "0.png").read_bytes())
 
     def pairs(images: torch.Tensor) -> list[SimpleNamespace]:
-        assert images.shape == (61, 1, 32, 32)
+        assert images.shape == (61, 1, duplicates.SIDE, duplicates.SIDE)
         return [SimpleNamespace(first=i, second=i + 1) for i in range(9)]  # 0.png .. of COVID come first
 
-    stand_in = SimpleNamespace(SIDE=32, find_duplicates=pairs)
-    monkeypatch.setitem(sys.modules, "genailab_helpers.datasets.duplicates", stand_in)
-    monkeypatch.setattr(datasets, "duplicates", stand_in, raising=False)
+    monkeypatch.setattr(duplicates, "find_duplicates", pairs)
     for seed in range(5):
         summary = split(organized, tmp_path / str(seed), seed=seed)
         rows = {row["source"]: row["split"] for row in rows_of(tmp_path / str(seed))}

@@ -8,13 +8,10 @@ Every solid is drawn only in the zone of the films where it lies. It is exactly 
 the size of the zone, which depends on the other chests of the batch, changes no pixel.
 """
 
-# ruff: noqa: RUF009 - `_vary` and `_given` only wrap `dataclasses.field`
+# ruff: noqa: RUF009 - `vary` and `given` only wrap `dataclasses.field`
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genailab_helpers.phantoms import projection
+from genailab_helpers.phantoms.anatomy import Anatomy, draw_batches, draw_fields, given, vary
 from genailab_helpers.phantoms.projection import Rays, Window, each, ellipsoid, half_chord
 from genailab_helpers.radiographs import check_img_size
 
@@ -37,22 +35,11 @@ BONE_EXCESS = 0.34 * FILM_SIDE_CM  # mixed cortical and spongy bone above soft t
 N_BLOBS = 6
 N_WAVES = 3
 BRANCHES, LEVELS = 5, 4
-_CLIP = 2.2  # standard deviations; keeps every body a possible one
 _FINEST = 96  # smaller films are drawn at a multiple of their size and averaged, so that thin things stay
 
 
-def _vary(mean: Any, spread: float, *shape: int) -> Any:
-    """Declare a field of the anatomy with its distribution: normal, cut at 2.2 standard deviations."""
-    return dataclasses.field(metadata={"mean": mean, "spread": spread, "shape": shape})
-
-
-def _given() -> Any:
-    """Declare a field that is not drawn from a normal distribution."""
-    return dataclasses.field(metadata={})
-
-
 @dataclass(frozen=True)
-class ChestAnatomy:
+class ChestAnatomy(Anatomy):
     """A batch of N chests, every field a tensor whose first axis is N.
 
     The distributions stand beside the fields: mean and standard deviation in image sides or radians, cut at
@@ -60,111 +47,78 @@ class ChestAnatomy:
     """
 
     # how the body stands before the detector
-    shift_x: Tensor = _vary(0.0, 0.022)
-    shift_y: Tensor = _vary(0.038, 0.030)
-    magnification: Tensor = _vary(1.11, 0.16)
-    rotation: Tensor = _vary(0.0, 0.035)
-    bend: Tensor = _vary(0.0, 0.05)  # sideways curve of the trunk
-    turn: Tensor = _vary(0.0, 0.008)  # about the long axis: what lies in front moves sideways
+    shift_x: Tensor = vary(0.0, 0.022)
+    shift_y: Tensor = vary(0.038, 0.030)
+    magnification: Tensor = vary(1.11, 0.16)
+    rotation: Tensor = vary(0.0, 0.035)
+    bend: Tensor = vary(0.0, 0.05)  # sideways curve of the trunk
+    turn: Tensor = vary(0.0, 0.008)  # about the long axis: what lies in front moves sideways
     # trunk, neck, arms
-    trunk_width: Tensor = _vary(0.545, 0.050)  # half of it
-    trunk_depth: Tensor = _vary(0.23, 0.04)  # half of it
-    shoulder_y: Tensor = _vary(0.327, 0.03)
-    neck_width: Tensor = _vary(0.146, 0.02)
-    arm_angle: Tensor = _vary(0.05, 0.17, 2)
-    arm_width: Tensor = _vary(0.088, 0.013)
-    breast_y: Tensor = _vary(0.560, 0.025)
-    breast: Tensor = _vary(0.01, 0.035)  # thickness; below 0 means none
-    muscle: Tensor = _vary(0.029, 0.01)  # thickness over shoulder blade and flank
-    tissue: Tensor = _vary(0.0, 1.0, N_WAVES, 4)  # waves of fat and muscle
+    trunk_width: Tensor = vary(0.545, 0.050)  # half of it
+    trunk_depth: Tensor = vary(0.23, 0.04)  # half of it
+    shoulder_y: Tensor = vary(0.327, 0.03)
+    neck_width: Tensor = vary(0.146, 0.02)
+    arm_angle: Tensor = vary(0.05, 0.17, 2)
+    arm_width: Tensor = vary(0.088, 0.013)
+    breast_y: Tensor = vary(0.560, 0.025)
+    breast: Tensor = vary(0.01, 0.035)  # thickness; below 0 means none
+    muscle: Tensor = vary(0.029, 0.01)  # thickness over shoulder blade and flank
+    tissue: Tensor = vary(0.0, 1.0, N_WAVES, 4)  # waves of fat and muscle
     # lungs and diaphragm
-    lung_width: Tensor = _vary((0.177, 0.153), 0.011, 2)  # half of it
-    lung_depth: Tensor = _vary(0.154, 0.011)  # half of it
-    apex_y: Tensor = _vary(0.103, 0.012, 2)
-    lung_density: Tensor = _vary(0.25, 0.04)  # share of soft tissue in the lung
-    diaphragm_y: Tensor = _vary(0.63, 0.03)  # top of the right dome
-    dome_drop: Tensor = _vary(0.014, 0.006)  # how much lower the left one stands
-    dome_height: Tensor = _vary(0.205, 0.020, 2)
+    lung_width: Tensor = vary((0.177, 0.153), 0.011, 2)  # half of it
+    lung_depth: Tensor = vary(0.154, 0.011)  # half of it
+    apex_y: Tensor = vary(0.103, 0.012, 2)
+    lung_density: Tensor = vary(0.25, 0.04)  # share of soft tissue in the lung
+    diaphragm_y: Tensor = vary(0.63, 0.03)  # top of the right dome
+    dome_drop: Tensor = vary(0.014, 0.006)  # how much lower the left one stands
+    dome_height: Tensor = vary(0.205, 0.020, 2)
     # heart and great vessels
-    heart_x: Tensor = _vary(0.062, 0.010)
-    heart_y: Tensor = _vary(0.590, 0.015)
-    heart_width: Tensor = _vary(0.19, 0.013)  # half of its long axis
-    heart_height: Tensor = _vary(0.113, 0.009)  # half of its short axis
-    heart_angle: Tensor = _vary(0.88, 0.10)
-    mediastinum_width: Tensor = _vary(0.055, 0.006)
-    arch_x: Tensor = _vary(0.043, 0.006)
-    arch_radius: Tensor = _vary(0.031, 0.005)
-    trachea_width: Tensor = _vary(0.0165, 0.0015)  # half of it
-    trachea_tilt: Tensor = _vary(0.02, 0.02)
-    vessel_width: Tensor = _vary(1.0, 0.12)
-    vessel_bend: Tensor = _vary(0.0, 1.0, 2, BRANCHES * (2**LEVELS - 1), 2)  # direction and length of each
+    heart_x: Tensor = vary(0.062, 0.010)
+    heart_y: Tensor = vary(0.590, 0.015)
+    heart_width: Tensor = vary(0.19, 0.013)  # half of its long axis
+    heart_height: Tensor = vary(0.113, 0.009)  # half of its short axis
+    heart_angle: Tensor = vary(0.88, 0.10)
+    mediastinum_width: Tensor = vary(0.055, 0.006)
+    arch_x: Tensor = vary(0.043, 0.006)
+    arch_radius: Tensor = vary(0.031, 0.005)
+    trachea_width: Tensor = vary(0.0165, 0.0015)  # half of it
+    trachea_tilt: Tensor = vary(0.02, 0.02)
+    vessel_width: Tensor = vary(1.0, 0.12)
+    vessel_bend: Tensor = vary(0.0, 1.0, 2, BRANCHES * (2**LEVELS - 1), 2)  # direction and length of each
     # bones
-    cage_width: Tensor = _vary(0.324, 0.015)
-    rib_y: Tensor = _vary(0.158, 0.010, 2)
-    rib_spacing: Tensor = _vary(0.0645, 0.0030)
-    rib_drop: Tensor = _vary(0.09, 0.018)
-    rib_radius: Tensor = _vary(0.012, 0.0010)
-    rib_wave: Tensor = _vary(0.0, 1.0, 2)
-    clavicle_y: Tensor = _vary(0.19, 0.012, 2)
-    clavicle_rise: Tensor = _vary(0.075, 0.025, 2)
-    clavicles: Tensor = _vary(1.3, 0.0)  # 0 leaves them out
-    scapula_x: Tensor = _vary(0.35, 0.022, 2)
-    scapula_angle: Tensor = _vary(0.22, 0.08, 2)
-    spine: Tensor = _vary(0.5, 0.0)  # 0 leaves it out
-    spine_width: Tensor = _vary(0.041, 0.003)
-    vertebra_height: Tensor = _vary(0.05, 0.002)
-    vertebra_y: Tensor = _vary(0.0, 0.02)
-    bone_density: Tensor = _vary(0.88, 0.28)
+    cage_width: Tensor = vary(0.324, 0.015)
+    rib_y: Tensor = vary(0.158, 0.010, 2)
+    rib_spacing: Tensor = vary(0.0645, 0.0030)
+    rib_drop: Tensor = vary(0.09, 0.018)
+    rib_radius: Tensor = vary(0.012, 0.0010)
+    rib_wave: Tensor = vary(0.0, 1.0, 2)
+    clavicle_y: Tensor = vary(0.19, 0.012, 2)
+    clavicle_rise: Tensor = vary(0.075, 0.025, 2)
+    clavicles: Tensor = vary(1.3, 0.0)  # 0 leaves them out
+    scapula_x: Tensor = vary(0.35, 0.022, 2)
+    scapula_angle: Tensor = vary(0.22, 0.08, 2)
+    spine: Tensor = vary(0.5, 0.0)  # 0 leaves it out
+    spine_width: Tensor = vary(0.041, 0.003)
+    vertebra_height: Tensor = vary(0.05, 0.002)
+    vertebra_y: Tensor = vary(0.0, 0.02)
+    bone_density: Tensor = vary(0.88, 0.28)
     # gas below the diaphragm
-    bubble_x: Tensor = _vary(0.115, 0.025)
-    bubble_y: Tensor = _vary(0.055, 0.018)  # below the left dome
-    bubble_width: Tensor = _vary(0.022, 0.016)
+    bubble_x: Tensor = vary(0.115, 0.025)
+    bubble_y: Tensor = vary(0.055, 0.018)  # below the left dome
+    bubble_width: Tensor = vary(0.022, 0.016)
     # X-ray tube, detector, display
-    kilovolt: Tensor = _vary(1.0, 0.08)  # scales all attenuation; softer beams have more contrast
-    quanta: Tensor = _vary(90000.0, 30000.0)
-    scatter: Tensor = _vary(0.45, 0.17)
-    focal_blur: Tensor = _vary(0.035, 0.015)
-    window: Tensor = _vary(3.0, 0.52)
-    contrast: Tensor = _vary(0.92, 0.24)
-    brightness: Tensor = _vary(0.0, 0.08)
+    kilovolt: Tensor = vary(1.0, 0.08)  # scales all attenuation; softer beams have more contrast
+    quanta: Tensor = vary(90000.0, 30000.0)
+    scatter: Tensor = vary(0.45, 0.17)
+    focal_blur: Tensor = vary(0.035, 0.015)
+    window: Tensor = vary(3.0, 0.52)
+    contrast: Tensor = vary(0.92, 0.24)
+    brightness: Tensor = vary(0.0, 0.08)
     # the finding, and what does not belong to the patient
-    lesion: Tensor = _vary(0.0, 1.0, N_BLOBS, 5)
-    severity: Tensor = _given()  # (N,) in (0, 1]
-    finding: Tensor = _given()  # (N,) int64, place in FINDINGS
-    confounders: Tensor = _given()  # (N, 5) bool, in the order of CONFOUNDERS
-    keys: Tensor = _given()  # (N, 2) int64, seed and number of each film
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> "ChestAnatomy":
-        return ChestAnatomy(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
-
-    def changed(self, **values: Tensor | float) -> "ChestAnatomy":
-        """Return a copy with some fields set, one number for all chests or a tensor.
-
-        Raises
-        ------
-        ValueError
-            If there is no such field.
-        """
-        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name, value in values.items():
-            if name not in known:
-                raise ValueError(f"ChestAnatomy has no field {name!r}; it has {', '.join(known)}")
-            old = known[name]
-            known[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand(old.shape)
-        return ChestAnatomy(**known)
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether films drawn now must be differentiable."""
-        values = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return torch.is_grad_enabled() and any(value.requires_grad for value in values)
-
-    def to(self, device: str | torch.device) -> "ChestAnatomy":
-        """Return a copy on another device."""
-        return ChestAnatomy(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+    lesion: Tensor = vary(0.0, 1.0, N_BLOBS, 5)
+    severity: Tensor = given()  # (N,) in (0, 1]
+    finding: Tensor = given()  # (N,) int64, place in FINDINGS
+    confounders: Tensor = given()  # (N, 5) bool, in the order of CONFOUNDERS
 
 
 @dataclass(frozen=True)
@@ -185,9 +139,6 @@ class ChestRender:
     images: Tensor
     labels: Tensor
     masks: dict[str, Tensor]
-
-
-_RANDOM_FIELDS = [f for f in dataclasses.fields(ChestAnatomy) if f.metadata]
 
 
 def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = "Normal",
@@ -217,33 +168,16 @@ def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = 
     ValueError
         For an unknown finding or confounder, a rate outside [0, 1], or numbers out of range.
     """
-    for name, number, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {number!r}")
     findings = [finding] if isinstance(finding, str) else list(finding)
     if not findings or any(f not in FINDINGS for f in findings):
         raise ValueError(f"finding: expected one or several of {', '.join(FINDINGS)}; got {finding!r}")
     rates = _confounder_rates(confounders or {})
-    shapes = [f.metadata["shape"] for f in _RANDOM_FIELDS]
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    normal = np.empty((n_samples, sum(sizes)), dtype=np.float32)
-    uniform = np.empty((n_samples, 2 + len(CONFOUNDERS)))
-    for i in range(n_samples):
-        generator = np.random.Generator(np.random.Philox(key=[seed, i]))
-        uniform[i] = generator.random(uniform.shape[1])
-        generator.standard_normal(out=normal[i], dtype=np.float32)
-    columns = np.split(normal.clip(-_CLIP, _CLIP), np.cumsum(sizes)[:-1], axis=1)
-    values: dict[str, Tensor] = {}
-    for field, shape, column in zip(_RANDOM_FIELDS, shapes, columns, strict=True):
-        mean = torch.tensor(field.metadata["mean"], dtype=torch.float32)
-        spread = torch.from_numpy(np.ascontiguousarray(column)).reshape(n_samples, *shape)
-        values[field.name] = mean + field.metadata["spread"] * spread
+    fields, uniform = draw_fields(ChestAnatomy, n_samples, seed, 2 + len(CONFOUNDERS))
     classes = np.array([FINDINGS.index(f) for f in findings])[(uniform[:, 0] * len(findings)).astype(int)]
     return ChestAnatomy(
-        **values, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(),
+        **fields, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(),
         finding=torch.from_numpy(classes),
-        confounders=torch.from_numpy(uniform[:, 2:] < rates[classes]),
-        keys=torch.stack([torch.full((n_samples,), seed), torch.arange(n_samples)], dim=1))
+        confounders=torch.from_numpy(uniform[:, 2:] < rates[classes]))
 
 
 def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) -> np.ndarray:
@@ -290,20 +224,8 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         If `img_size` is not a whole number of at least 16.
     """
     check_img_size(img_size)
-    batches = [anatomy[i:i + batch_size] for i in range(0, len(anatomy), batch_size)]
-    n_threads = torch.get_num_threads()
-    if n_threads == 1 or len(batches) == 1 or anatomy.keys.device.type != "cpu" or anatomy.requires_grad:
-        parts = [_render(batch, img_size, masks) for batch in batches]
-    else:  # a thread for each batch does better than many threads for each small operation
-        def draw(batch: ChestAnatomy) -> tuple[Tensor, dict[str, Tensor]]:
-            with torch.no_grad():
-                return _render(batch, img_size, masks)
-
-        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            parts = list(pool.map(draw, batches))
-        torch.set_num_threads(n_threads)  # what a worker sets is also the default of threads yet to come
-    return ChestRender(torch.cat([images for images, _ in parts]), anatomy.finding,
-                       {name: torch.cat([m[name] for _, m in parts]) for name in parts[0][1]})
+    images, truth = draw_batches(anatomy, lambda batch: _render(batch, img_size, masks), batch_size)
+    return ChestRender(images, anatomy.finding, truth)
 
 
 def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -75,6 +75,8 @@ CHECKS = {  # name: severity, what to do
     "same name in two splits": ("error", "keep one of them, or split again"),
     "patient in two splits": ("error", "split again by patient: `genailab data split`"),
     "conflicting labels": ("error", "find out which label is right; leave the picture out until you know"),
+    "conflicting labels by sight": ("warning", "look at the pairs; if they are one picture, find out which "
+                                               "label is right"),
     "likely mislabelled": ("warning", "show them to somebody who reads films; change no label unseen"),
     "absent files": ("error", "get the films, or take their rows out of the table"),
     "not in table": ("warning", "add rows for them, or move them out"),
@@ -89,7 +91,7 @@ CHECKS = {  # name: severity, what to do
 }
 
 
-_ENOUGH = 200  # patients; with fewer, faint but real findings were missed
+_ENOUGH = 200  # patients; with fewer, or a p this side of 0.01, there were faint but real findings
 
 
 class Finding(NamedTuple):
@@ -364,7 +366,7 @@ def _files(data: _DataSet) -> Iterator[Finding]:
     films, hidden = {film.path for film in data.films}, []
     others = []
     if strange:
-        yield _find("not an image", f"{_count(len(strange), 'file')} called like films, but no images.",
+        yield _find("not an image", f"{_count(len(strange), 'file')} named like a picture, with none inside.",
                     [film for film, _ in strange])
     for folder, folders, names in os.walk(data.root):
         folders[:] = sorted(name for name in folders if name.lower() != "masks" and not name.startswith("."))
@@ -565,7 +567,8 @@ def _duplicates(data: _DataSet) -> Iterator[Finding]:
 
     for check, groups, what in (
             ("conflicting labels", [g for g in copies if clash(g)], "in two classes, byte for byte the same"),
-            ("conflicting labels", [p for p in near if clash(p)], "in two classes, the same by sight"),
+            ("conflicting labels by sight", [p for p in near if clash(p)],
+             "in two classes, the same by sight"),
             ("duplicate across splits", [g for g in copies if split(g)],
              "in two splits, byte for byte the same"),
             ("near duplicate across splits", [p for p in near if split(p)],
@@ -573,7 +576,7 @@ def _duplicates(data: _DataSet) -> Iterator[Finding]:
             ("exact duplicate", [g for g in copies if not split(g) and not clash(g)],
              "several times, byte for byte the same"),
             ("near duplicate", [p for p in near if not split(p) and not clash(p)],
-             "twice, the same by sight")):
+             "of one class, the same by sight")):
         if groups:
             thing = "pair" if "sight" in what else "picture"
             yield _find(check, f"{_count(len(groups), thing)} {what}.",
@@ -636,11 +639,12 @@ def _labels(data: _DataSet) -> Iterator[Finding]:
         yield _find("shortcut", f"The class can be told without looking at the anatomy, from: "
                                 f"{', '.join(report.flagged)}.")
     if not signal.signal:
-        silent = _find("no label signal", f"The labels cannot be told from the films better than by chance "
+        silent = _find("no label signal", "The labels cannot be told from the films better than by chance "
                                           f"(p = {signal.p:.2g}).")
         patients = len({film.patient for film in data.films if film.label})
-        yield silent if patients >= _ENOUGH else silent._replace(severity="note", message=(
-            f"{silent.message} With {_count(patients, 'patient')} a faint signal may be missed."))
+        doubtful = f"{silent.message} With {_count(patients, 'patient')} a faint signal may be missed."
+        clear = patients >= _ENOUGH and signal.p > 0.01
+        yield silent if clear else silent._replace(severity="note", message=doubtful)
 
 
 def _mislabelled(data: _DataSet) -> Iterator[Finding]:

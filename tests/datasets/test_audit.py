@@ -265,14 +265,15 @@ def system_file(root: Path) -> list[Path]:
     ("low contrast", faint), ("blank", black), ("inverted", negative), ("mixed views", laterals),
     ("mixed views", named_lateral), ("exact duplicate", copy_inside),
     ("conflicting labels", copy_between_classes), ("near duplicate", near_copy_inside),
-    ("conflicting labels", near_copy_between_classes), ("personal data", person_in_name),
+    ("conflicting labels by sight", near_copy_between_classes), ("personal data", person_in_name),
     ("personal data", person_in_exif), ("personal data", person_in_text), ("personal data", person_in_dicom),
     ("system files", system_file)], ids=lambda value: getattr(value, "__name__", value))
 def test_a_planted_fault_is_found(whole, quick, check, plant: Plant):
     expected = names(whole, *plant(whole))
     report = audit_folder(whole)
     assert set(found(report, check)) == expected, str(report)
-    assert report.ok == (CHECKS[check][0] != "error" and "error" not in {f.severity for f in report.findings})
+    if CHECKS[check][0] == "error":
+        assert not report.ok
 
 
 def test_copies_that_cross_splits(split, quick):

@@ -192,6 +192,10 @@ def test_a_difference_is_paired():
     got = metrics.difference(metrics.qwk, y, {0: first}, {0: second})
     assert got == (*paired_difference(metrics.qwk, y, first, second)[:4], (0,))
     assert got.low > 0
+    patients = np.arange(300) // 3
+    grouped = metrics.difference(metrics.qwk, y, {0: first}, {0: second}, patients)
+    assert grouped[:4] == paired_difference(metrics.qwk, y, first, second, groups=patients)[:4]
+    assert grouped.n == 100
     # a baseline of one run beside a model of two
     two = metrics.difference(metrics.qwk, y, {0: first, 1: second}, {0: first})
     assert two.value == pytest.approx((metrics.qwk(y, second) - metrics.qwk(y, first)) / 2)

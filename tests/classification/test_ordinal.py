@@ -161,6 +161,18 @@ def test_extreme_logits_give_finite_losses_gradients_and_probabilities(loss, gra
     assert p.sum(1).tolist() == pytest.approx([1] * 6, abs=1e-6)
 
 
+def test_a_batch_of_one_grade_predicted_with_certainty_is_no_zero_by_zero(loss):
+    logits = torch.full((3, loss.n_outputs), -1e4)
+    if loss.n_outputs == K:
+        logits[:, 0] = 1e4
+    logits.requires_grad_()
+    value = loss(logits, torch.zeros(3, dtype=torch.int64))
+    value.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert value.item() == pytest.approx(2e4 * (1 - 1 / (1 + sum(math.exp(-2 * d) for d in range(1, K))))
+                                         if isinstance(loss, SoftLabels) else 0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 20), k=st.integers(2, 9), seed=st.integers(0, 1000),
        name=st.sampled_from(list(LOSSES)))

@@ -162,6 +162,8 @@ def test_masks_show_what_the_anatomy_says(view: str) -> None:
 @pytest.mark.parametrize("sign", ["disc_loss", "osteophytes", "sclerosis"])
 def test_masks_grow_with_their_sign_alone(sign: str) -> None:
     anatomy = average(sample_spines(4, 4), severity=0.0)
+    hint = render_spines(anatomy.changed(**{f"{sign}_share": 0.08}), 160, masks=True).masks
+    assert not hint[sign].any()  # there, but not to be seen
     areas = []
     for share in (0.3, 0.6, 0.9):
         masks = render_spines(anatomy.changed(**{f"{sign}_share": share}), 160, masks=True).masks

@@ -60,7 +60,7 @@ def test_same_bytes_with_any_number_of_threads() -> None:
             "from genailab_helpers.phantoms.spine import *\n"
             "for view in VIEWS:\n"
             "    for size in (32, 100, 128):\n"
-            "        films = render_spines(sample_spines(20, 2, view), size).images\n"
+            "        films = render_spines(sample_spines(40, 2, view), size).images\n"
             "        print(hashlib.sha256(films.numpy().tobytes()).hexdigest(), torch.get_num_threads())")
     printed = [subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True,
                               check=True).stdout for n in (1, 2)]

@@ -29,7 +29,8 @@ def create(
     dry_run: _DryRun = False,
 ) -> None:
     """Make the empty tree {train,val,test}/CLASS."""
-    from genailab_helpers.datasets.preparation import PRESETS, create_structure
+    from genailab_helpers.datasets.catalog import PRESETS
+    from genailab_helpers.datasets.preparation import create_structure
 
     if (preset is None) == (classes is None) or (preset and preset not in PRESETS):
         raise ValueError(f"--preset {preset}, --classes {classes}: expected one of the two; "

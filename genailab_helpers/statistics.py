@@ -78,9 +78,13 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, grou
     members = _members(groups, data)
     generator = np.random.default_rng(seed)
     values = np.empty(n_resamples)
+    rows, sizes = np.concatenate(members), np.array([len(m) for m in members])
+    starts = np.cumsum(sizes) - sizes
     for i in range(n_resamples):
-        rows = np.concatenate([members[j] for j in generator.integers(len(members), size=len(members))])
-        values[i] = statistic(*(a[rows] for a in data))
+        chosen = generator.integers(len(members), size=len(members))
+        n = sizes[chosen]  # the rows of the chosen patients, one after the other
+        picked = rows[np.repeat(starts[chosen] - np.cumsum(n) + n, n) + np.arange(n.sum())]
+        values[i] = statistic(*(a[picked] for a in data))
     if np.isnan(values).mean() > 0.5:
         raise ValueError("statistic: NaN on more than half of the resamples; add patients of rare classes")
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])

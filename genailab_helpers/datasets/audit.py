@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import textwrap
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,11 +161,13 @@ class AuditReport:
             found = [finding for finding in self.findings if finding.severity == severity]
             lines += ["", f"{len(found)} {severity}{'s' * (len(found) != 1)}" + f" ({heading})" * bool(found)]
             for finding in found:
-                lines.append(f"  {finding.check}: {finding.message}")
+                lines.append(textwrap.fill(f"{finding.check}: {finding.message}", 100, initial_indent="  ",
+                                           subsequent_indent="    "))
                 lines += [f"      {name}" for name in finding.files[:5]]
                 if len(finding.files) > 5:
                     lines.append(f"      ... and {len(finding.files) - 5} more")
-                lines.append(f"    What to do: {CHECKS[finding.check][1]}.")
+                lines.append(textwrap.fill(f"What to do: {CHECKS[finding.check][1]}.", 100,
+                                           initial_indent="    ", subsequent_indent="    "))
         return "\n".join(lines)
 
 
@@ -330,7 +333,13 @@ def _class_folders(data: _DataSet) -> Iterator[Finding]:
         yield _find("empty class", f"{_count(len(empty), 'class folder')} without a film.",
                     [name for _, _, name in empty])
     labels = {label for _, label in held if label}
-    expected = set(data.classes or labels | {label for _, label, _ in empty})
+    known = set(data.classes or {*GRADES, *FINDINGS})
+    strange = labels - known if labels & known else set()
+    if strange:
+        yield _find("extra class", f"Among the expected classes stand others: "
+                                   f"{', '.join(sort_classes(strange))}.",
+                    [film for film in data.films if film.label in strange])
+    expected = set(data.classes or labels - strange | {label for _, label, _ in empty})
     if data.classes is None and expected <= set(GRADES) and (
             len(expected) > 2 or len(expected) <= max(map(GRADES.index, expected), default=-1)):
         expected = set(GRADES)  # a binary task may be called 0 and 1
@@ -340,10 +349,6 @@ def _class_folders(data: _DataSet) -> Iterator[Finding]:
     if absent:
         named = ", ".join(f"{split}/{label}".lstrip("/") for split, label in absent)
         yield _find("missing class", f"No film of {named}.")
-    known = expected if data.classes else {*GRADES, *FINDINGS}
-    if labels & known and (extra := sort_classes(labels - known)):
-        yield _find("extra class", f"Among the expected classes stand others: {', '.join(extra)}.",
-                    [film for film in data.films if film.label in extra])
     if loose := [film for film in data.films if not film.label]:
         yield _find("outside classes", f"{_count(len(loose))} beside the class folders.", loose)
 
@@ -649,10 +654,12 @@ def _labels(data: _DataSet) -> Iterator[Finding]:
 
 def _mislabelled(data: _DataSet) -> Iterator[Finding]:
     films, images = data.seen
-    rows = [row for row, film in enumerate(films) if film.label]
+    counts = Counter(film.label for film in films if film.label)
+    rows = [row for row, film in enumerate(films) if counts[film.label] >= 15]
     films, images = [films[row] for row in rows], images[rows]
     names, label = np.unique([film.label for film in films], return_inverse=True)
-    if len(names) < 2 or min(Counter(label).values()) < 15 or len({film.patient for film in films}) < 15:
+    if len(names) < 2 or len({film.patient for film in films}) < 15:
+        yield _find("not checked", "Wrong labels: fewer than two classes have 15 films.")
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer patients than folds

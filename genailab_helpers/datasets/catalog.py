@@ -37,7 +37,7 @@ _SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": 
 
 _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>person\d+)_(?:bacteria|virus)_\d+",  # Kermany, pneumonia
-    r"(?:NORMAL2-)?(?P<patient>IM-\d+)-\d+",  # Kermany, normal
+    r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
     r"(?P<patient>\d{8})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient and visit
     r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
     r"(?P<patient>case\d+)_\d+",  # AASCE spines: case and view

@@ -23,6 +23,7 @@ from genailab_helpers.features import check_images
 SIDE = 96  # px of the thumbnails
 
 _SAME = .915  # correlation from which two films are one exposure; strangers and other visits lie below
+_PLAINLY_SAME = .993  # of plain grey values: JPEG 30 keeps phantoms above it, two knees reached .991
 _PLAUSIBLE = .8  # pairs below it are given up before the finest comparison
 _NEIGHBOURS = 5  # films that are compared closely with each film
 _MIDDLE = .75  # share of the side that counts
@@ -103,7 +104,9 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
     pairs = [DuplicatePair(first, row, 1., False, False) for row, first in enumerate(firsts) if first < row]
     rows = np.array([row for row in seen.values() if np.ptp(films[row]) > .02])  # the others are blank
     if len(rows) > 1:
-        pairs += _search(films, rows)
+        plain = _compare_plainly(images[torch.from_numpy(rows)], rows)
+        pairs += list(({pair[:2]: pair for pair in plain} | {pair[:2]: pair for pair in _search(films, rows)}
+                       ).values())
     return sorted(pairs)
 
 
@@ -127,6 +130,24 @@ def group_duplicates(n_films: int, pairs: list[DuplicatePair]) -> list[int]:
     _, first, group = np.unique(connected_components(links, directed=False)[1], return_index=True,
                                 return_inverse=True)
     return first[group].tolist()
+
+
+def _compare_plainly(images: Tensor, rows: np.ndarray) -> list[DuplicatePair]:
+    """Pair films whose grey values correlate nearly perfectly, mirrored or not.
+
+    A hazy film has little detail, and what JPEG leaves of it may be too little for `_search`.
+    """
+    still = _unit(images.flatten(1))
+    pairs = []
+    for flipped in (False, True):
+        moving = _unit(images.flip(-1).flatten(1)) if flipped else still
+        for start in range(0, len(rows), _ROWS):
+            likeness = (moving[start:start + _ROWS] @ still.T).triu(start + 1)
+            for a, b in (likeness.abs() > _PLAINLY_SAME).nonzero().tolist():
+                score = float(likeness[a, b])
+                first, second = sorted((int(rows[start + a]), int(rows[b])))
+                pairs.append(DuplicatePair(first, second, min(abs(score), 1.), flipped, score < 0))
+    return pairs
 
 
 def _search(films: np.ndarray, rows: np.ndarray) -> list[DuplicatePair]:

@@ -166,7 +166,7 @@ def index_films(root_dir: str | Path, patient_pattern: str | None = None) -> lis
         name = "/".join(parts)
         label = alone or (canonical_class(rest[0]) if len(rest) > 1 else "")
         patient = (_patient_by(patient_pattern, path) if patient_pattern
-                   else patients.get(name) or patient_of("/".join(rest)))
+                   else patients.get(name) or patient_of(name))
         films.append(Film(path, name, label, split, patient))
     return films
 
@@ -411,12 +411,31 @@ def _films_by_class(root: Path) -> tuple[list[str], list[Film]]:
     if loose := [film for film in films if not film.label]:
         raise ValueError(f"{root}: {len(loose)} films such as {loose[0].name} lie beside class folders; "
                          "expected one or the other")
-    found = {film.label for film in films}
+    return class_names(root, films), films
+
+
+def class_names(root_dir: str | Path, films: Sequence[Film]) -> list[str]:
+    """Return the classes of a data set in the order in which they are numbered everywhere.
+
+    Parameters
+    ----------
+    root_dir : str or Path
+        The data set; empty folders of grades and findings in it count as classes.
+    films : sequence of Film
+        From `index_films`.
+
+    Returns
+    -------
+    list of str
+        All five grades where there are grades only; else what there is, as `catalog.sort_classes` orders it.
+    """
+    found = {film.label for film in films if film.label}
     if all(film.name.count("/") == film.name.startswith("images/") for film in films):
-        return sort_classes(found), films  # one class folder
-    folders = {canonical_class(folder.name) for folder in root.iterdir() if folder.is_dir()}
+        return sort_classes(found)  # one class folder
+    bases = {Path(root_dir, PurePosixPath(film.name).parts[0] if film.split else "") for film in films}
+    folders = {canonical_class(folder.name) for base in bases for folder in base.iterdir() if folder.is_dir()}
     found |= folders & {*GRADES, *FINDINGS}
-    return (list(GRADES) if found <= set(GRADES) else sort_classes(found)), films
+    return list(GRADES) if found <= set(GRADES) else sort_classes(found)
 
 
 def _labelled_films(file: Path) -> tuple[list[str], list[Film]]:

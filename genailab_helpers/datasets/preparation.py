@@ -13,6 +13,7 @@ import math
 import os
 import posixpath
 import shutil
+import textwrap
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -40,6 +41,7 @@ from genailab_helpers.datasets.folders import (
     Film,
     TableRow,
     cached_radiographs,
+    class_names,
     content_key,
     index_films,
     read_table,
@@ -47,8 +49,6 @@ from genailab_helpers.datasets.folders import (
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 from genailab_helpers.storage import whole_file
 
-PRESETS = {"spine": GRADES, "covid": ("Normal", "COVID", "Lung_Opacity", "Viral Pneumonia"),
-           "chest": ("Normal", "Pneumonia")}
 RATIOS = (0.7, 0.15, 0.15)
 TOLERANCE = 0.015  # a class's share of a split may be so far from the ratio
 LABELS = "dataset.json"
@@ -96,7 +96,8 @@ class Summary(NamedTuple):
         for reason, names in self.left_out.items():
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"left out, {reason} ({len(names)}): {', '.join(names[:3])}{more}")
-        return "\n".join([*lines, *self.notes])
+        wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in [*lines[1:], *self.notes])
+        return "\n".join([lines[0], *wrapped])
 
 
 class _Placed(NamedTuple):
@@ -120,7 +121,7 @@ def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool =
     output : str or Path
         A new folder, or one that holds no file.
     classes : sequence of str
-        Any spelling that the alias table knows, or own names; `PRESETS` has three lists.
+        Any spelling that the alias table knows, or own names; `catalog.PRESETS` has three lists.
     dry_run : bool, default False
         Only say what would be done.
 
@@ -394,11 +395,7 @@ def write_labels(root_dir: str | Path, output: str | Path | None = None, dry_run
     films = [film for film in every if film.label]
     if not films:
         raise ValueError(f"{root}: no film lies in a class folder; organize the folder first")
-    known = {*GRADES, *FINDINGS}
-    folders = {canonical_class(path.name) for split in ["", *{PurePosixPath(film.name).parts[0]
-               for film in films if film.split}] for path in (root / split).iterdir() if path.is_dir()}
-    found = {film.label for film in films} | (folders & known)
-    classes = list(GRADES) if found <= set(GRADES) else sort_classes(found)
+    classes = class_names(root, every)
     pairs = sorted((film.name, classes.index(film.label)) for film in films)
     if not dry_run:
         listed = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs)

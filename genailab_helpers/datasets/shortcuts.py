@@ -6,6 +6,8 @@ regression with a Gaussian kernel (width from the median distance), cross-valida
 
 import csv
 import math
+import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,12 +96,15 @@ class ShortcutReport:
         How many were looked at.
     left_out : int
         How many of them stayed out of the p-values, because their patient has films of two classes.
+    unread : int
+        How many more films cannot be read, or are of a class of fewer than five films.
     """
 
     rows: tuple[ShortcutRow, ...]
     classes: tuple[str, ...]
     n_films: int
     left_out: int
+    unread: int
 
     @property
     def flagged(self) -> list[str]:
@@ -119,7 +124,8 @@ class ShortcutReport:
                 f"{worst.clearest_chance:.3f}); a model trained on these films may learn that instead.")
 
     def __str__(self) -> str:
-        head = (f"{', '.join(self.classes)}: {self.n_films} films of {self.rows[0].score.n} patients; "
+        head = (f"{', '.join(self.classes)}: {self.n_films} films of {self.rows[0].score.n} patients"
+                f"{_not_looked_at(self.unread)}; "
                 f"balanced chance {1 / len(self.classes):.3f}")
         lines = [head, f"{'seen':<22}{'accuracy':<22}{'balanced':>8}{'chance':>8}{'p':>8}  shortcut"]
         for row in self.rows:
@@ -129,7 +135,7 @@ class ShortcutReport:
                          f"{row.p:>8.4f}  {flag}")
         if self.left_out:
             lines.append(f"p without {self.left_out} films of patients who have films of two classes")
-        return "\n".join([*lines, self.verdict])
+        return "\n".join([*lines, textwrap.fill(self.verdict, 100)])
 
     def figure(self) -> Figure:
         """Draw accuracy and interval of every row against chance.
@@ -175,9 +181,9 @@ class LabelSignal:
         Cross-validated balanced accuracy, 95 % interval over patients, for these folds.
     chance : float
         1 / classes.
-    n_films, left_out : int
-        Films looked at, and how many of them stayed out of the p-value, because their patient has films of
-        two classes.
+    n_films, left_out, unread : int
+        Films looked at; how many of them stayed out of the p-value, because their patient has films of two
+        classes; and how many more cannot be read, or are of a class of fewer than five films.
     """
 
     signal: bool
@@ -186,12 +192,18 @@ class LabelSignal:
     chance: float
     n_films: int
     left_out: int
+    unread: int
 
     def __str__(self) -> str:
         found = "carry signal" if self.signal else "carry no signal that can be found here"
-        return (f"The labels {found}: balanced accuracy {self.score.value:.3f} "
-                f"[{self.score.low:.3f}, {self.score.high:.3f}], chance {self.chance:.3f}, p = {self.p:.4f} "
-                f"({self.n_films} films of {self.score.n} patients).")
+        return textwrap.fill(
+            f"The labels {found}: balanced accuracy {self.score.value:.3f} "
+            f"[{self.score.low:.3f}, {self.score.high:.3f}], chance {self.chance:.3f}, p = {self.p:.4f} "
+            f"({self.n_films} films of {self.score.n} patients{_not_looked_at(self.unread)}).", 100)
+
+
+def _not_looked_at(unread: int) -> str:
+    return f", {unread} more unreadable or of a tiny class" if unread else ""
 
 
 def audit_shortcuts(root_dir: str | Path, properties: str | Path | None = None,
@@ -202,8 +214,9 @@ def audit_shortcuts(root_dir: str | Path, properties: str | Path | None = None,
     Parameters
     ----------
     root_dir : str or Path
-        A data set as `index_films` takes it; splits are looked at together. Films that cannot be read are
-        left out with a warning; of more than 2,000 films a random part, by whole patients, is looked at.
+        A data set as `index_films` takes it; splits are looked at together. Films that cannot be read, and
+        classes of fewer than five films, are left out and counted; of more than 2,000 films a random part, by
+        whole patients, is looked at.
     properties : str or Path, optional
         CSV with the columns class, stem, format, mode, width and height of the *original* file of every film,
         for sets whose films were converted. By default the headers of the films are read.
@@ -235,9 +248,7 @@ def audit_shortcuts(root_dir: str | Path, properties: str | Path | None = None,
     That it can be far above chance with the lungs blacked is the finding of Maguolo and Nanni, Information
     Fusion 76 (2021).
     """
-    films = _labelled(root_dir, classes, seed)
-    images, kept = cached_radiographs([film.path for film in films], SIDE, "skip")
-    data = _Labels.of(root_dir, films, kept, seed)
+    images, data = _read(root_dir, classes, SIDE, seed)
     frame = _centre(SIDE - 2 * _FRAME).logical_not()
     strips = [slice(0, _CORNER), slice(SIDE - _CORNER, SIDE)]
     corners = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -260,7 +271,8 @@ def audit_shortcuts(root_dir: str | Path, properties: str | Path | None = None,
         parts.append(("lungs blacked", False, blacked.flatten(1).numpy()))
     parts.append(("whole film", False, images.flatten(1).numpy()))
     rows_found = [_row(name, clue, features, data, seed) for name, clue, features in parts]
-    return ShortcutReport(tuple(rows_found), tuple(data.classes), len(data.films), int((~data.tested).sum()))
+    return ShortcutReport(tuple(rows_found), tuple(data.classes), len(data.films), int((~data.tested).sum()),
+                          data.unread)
 
 
 def label_signal(root_dir: str | Path, seed: int = 0) -> LabelSignal:
@@ -289,9 +301,7 @@ def label_signal(root_dir: str | Path, seed: int = 0) -> LabelSignal:
     patients 4,999 times. Grades are ordered, so for them the p-value asks how well the number of the grade is
     predicted; that finds fainter signals than class against class does.
     """
-    films = _labelled(root_dir, None, seed)
-    images, kept = cached_radiographs([film.path for film in films], 128, "skip")
-    data = _Labels.of(root_dir, films, kept, seed)
+    images, data = _read(root_dir, None, 128, seed)
     features = _standardised(lite0_features(images))
     kernel = features @ features.T / max(1, features.shape[1])  # found more than a Gaussian kernel
     ridge = 1.0  # 1,280 noisy features need a stronger one than 32 x 32 pixels
@@ -300,7 +310,23 @@ def label_signal(root_dir: str | Path, seed: int = 0) -> LabelSignal:
     n_classes = len(data.classes)
     score = bootstrap_interval(_balanced(n_classes), right, data.codes, groups=data.patients, seed=seed)
     p = _p_value(kernel, data, ridge, seed, ordered=set(data.classes) <= set(GRADES))
-    return LabelSignal(p < ALPHA, p, score, 1 / n_classes, len(data.films), int((~data.tested).sum()))
+    return LabelSignal(p < ALPHA, p, score, 1 / n_classes, len(data.films), int((~data.tested).sum()),
+                       data.unread)
+
+
+def _read(root_dir: str | Path, classes: Sequence[str] | None, side: int,
+          seed: int) -> tuple[Tensor, "_Labels"]:
+    """Read the films of all classes that have five or more."""
+    listed = _labelled(root_dir, classes, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report counts what is left out
+        images, kept = cached_radiographs([film.path for film in listed], side, "skip")
+    read = set(kept)
+    films = [film for film in listed if film.path in read]
+    counts = Counter(film.label for film in films)
+    large = [counts[film.label] >= _FOLDS for film in films]
+    films = [film for film, this in zip(films, large, strict=True) if this]
+    return images[torch.tensor(large)], _Labels.of(root_dir, films, len(listed) - len(films), seed)
 
 
 def _labelled(root_dir: str | Path, classes: Sequence[str] | None, seed: int) -> list[Film]:
@@ -331,13 +357,12 @@ class _Labels(NamedTuple):
     codes: np.ndarray
     patients: np.ndarray
     tested: np.ndarray  # (n,) bool: films of patients with one class, which alone can be exchanged
+    unread: int
     folds: list[_Folds]  # three times, of all films
     tested_folds: list[_Folds]  # three times, of the tested ones, by their places among these
 
     @classmethod
-    def of(cls, root_dir: str | Path, films: list[Film], kept: list[Path], seed: int) -> "_Labels":
-        read = set(kept)
-        films = [film for film in films if film.path in read]
+    def of(cls, root_dir: str | Path, films: list[Film], unread: int, seed: int) -> "_Labels":
         classes = sort_classes(film.label for film in films)
         codes = np.array([classes.index(film.label) for film in films])
         patients = np.array([film.patient for film in films])
@@ -353,7 +378,7 @@ class _Labels(NamedTuple):
                              f"expected two or more classes and, for two, at least 7 patients in each")
         folds, tested_folds = ([grouped_folds(who, _FOLDS, seed + repeat) for repeat in range(_REPEATS)]
                                for who in (patients, patients[tested]))
-        return cls(films, classes, codes, patients, tested, folds, tested_folds)
+        return cls(films, classes, codes, patients, tested, unread, folds, tested_folds)
 
 
 def _row(name: str, clue: bool, features: np.ndarray, data: _Labels, seed: int) -> ShortcutRow:

@@ -83,7 +83,7 @@ def test_classes_are_ordered_by_grade_then_finding_then_alphabet():
 
 @pytest.mark.parametrize(("path", "patient"), [
     ("PNEUMONIA/person12_virus_33.jpeg", "person12"), ("person12_bacteria_4.jpeg", "person12"),
-    ("NORMAL2-IM-0381-0001.jpeg", "IM-0381"), ("IM-0115-0001.jpeg", "IM-0115"),
+    ("NORMAL2-IM-0381-0001.jpeg", "NORMAL2-IM-0381"), ("IM-0115-0001.jpeg", "IM-0115"),
     ("IM-0519-0001-0001.jpeg", "IM-0519"),
     ("No_findings/00000061_012.jpg", "00000061"), ("00000061_013.jpg", "00000061"),
     ("9003316L.png", "9003316"), ("9003316R.jpg", "9003316"),
@@ -479,8 +479,8 @@ def test_an_index_knows_class_split_and_patient_of_each_film(tmp_path):
                          "test/NORMAL/images": ["x.png"], "test": ["loose.png"]})
     assert [film[1:] for film in folders.index_films(tmp_path)] == [
         ("Validation/NORMAL/IM-0001-0001.png", "Normal", "val", "IM-0001"),
-        ("test/NORMAL/images/x.png", "Normal", "test", "NORMAL/images/x"),
-        ("test/loose.png", "", "test", "loose"),
+        ("test/NORMAL/images/x.png", "Normal", "test", "test/NORMAL/images/x"),
+        ("test/loose.png", "", "test", "test/loose"),
         ("train/PNEUMONIA/person1_virus_2.png", "Pneumonia", "train", "person1")]
 
 

@@ -1,0 +1,189 @@
+"""Networks that grade and classify: small ones, pretrained ones, and a frozen one below a linear layer.
+
+Each takes images (N, 1, H, W) in [-1, 1] and returns logits (N, n_outputs).
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from genailab_helpers import features
+from genailab_helpers.features import N_FEATURES, lite0_features
+
+OWN_BACKBONES = ("small_cnn", "efficientnet_lite0", "frozen_lite0")
+PIXEL_MEAN, PIXEL_STD = 0.45, 0.225  # of photographs from 0 to 1, averaged over the colours
+DROPOUT, FROZEN_DROPOUT = 0.2, 0.5  # the second: more features than films
+
+
+class Network(nn.Module):
+    """A body made for photographs, behind a door for radiographs.
+
+    Parameters
+    ----------
+    body : nn.Module
+        From (N, channels, H, W) to logits.
+    last_layer : str
+        Name of the layer of the body that gives the logits; it is new even where the body is pretrained.
+    channels : int, default 3
+        The grey image is repeated so often.
+    pretrained : bool, default False
+        Whether the rest of the body knows something already.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, last_layer: str, channels: int = 3, pretrained: bool = False) -> None:
+        super().__init__()
+        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fast on CPUs
+        self.last_layer, self.channels, self.pretrained = last_layer, channels, pretrained
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN))  # buffers are stored with the weights
+        self.register_buffer("std", torch.tensor(PIXEL_STD))
+
+    @property
+    def head(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.body.get_submodule(self.last_layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1]."""
+        scaled = ((images + 1) / 2 - self.mean) / self.std
+        colours = scaled.expand(-1, self.channels, -1, -1)
+        return self.body(colours.contiguous(memory_format=torch.channels_last))
+
+
+class FrozenLite0(nn.Module):
+    """The features of the frozen Lite0 network, standardised, below one layer that is trained.
+
+    Features of images seen before come from the cache of `lite0_features`; images are described at their own
+    size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.dropout = head, nn.Dropout(FROZEN_DROPOUT)
+        self.register_buffer("mean", torch.zeros(N_FEATURES))
+        self.register_buffer("std", torch.ones(N_FEATURES))
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Return the features (N, 1280) of images (N, 1, H, W) in [-1, 1]."""
+        return torch.from_numpy(lite0_features(images, side=images.shape[-1])).float().to(images.device)
+
+    def fit(self, described: Tensor) -> None:
+        """Standardise by the features (N, 1280) of the training images."""
+        self.mean.copy_(described.mean(0))
+        self.std.copy_(described.std(0).clamp(min=1e-3))  # a feature that never varies stays small
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1], or for what `describe` gave."""
+        described = images if images.ndim == 2 else self.describe(images)
+        return self.head(self.dropout((described - self.mean) / self.std))
+
+
+class _Lite0Maps(nn.Module):
+    """The last maps of EfficientNet-Lite0, all weights trainable.
+
+    Its batch norms are folded into the convolutions: a third faster, and nothing depends on the batch.
+    """
+
+    def __init__(self, pretrained: bool) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(features._lite0("cpu")).requires_grad_()  # folding froze the biases
+        self.network._fc = nn.Identity()
+        if not pretrained:
+            for module in self.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.extract_features(images)
+
+
+def _small_cnn(head: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Return six convolutions for images of one channel and any size."""
+    maps: list[nn.Module] = []
+    widths = (1, 24, 48, 96, 96, 192, 192)
+    for stage, (before, after) in enumerate(pairwise(widths)):
+        stride = 1 if stage in (3, 5) else 2
+        maps += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return _on_top(nn.Sequential(*maps), widths[-1], head)
+
+
+def _on_top(maps: nn.Module, n_features: int, head: Callable[[int], nn.Module]) -> nn.Sequential:
+    body = nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT))
+    body.add_module("head", head(n_features))
+    return body
+
+
+def _torchvision_model(name: str, head: Callable[[int], nn.Module], pretrained: bool) -> Network:
+    """Return a torchvision model whose last linear layer is replaced."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(f"backbone={name!r}: expected {', '.join(OWN_BACKBONES)}, or a classification model "
+                         f"of torchvision such as resnet18 (it knows {len(known)})")
+    try:
+        body = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:
+        raise OSError(f"backbone={name!r}: its weights are downloaded at first use, and that failed "
+                      f"({error}); connect once, or take efficientnet_lite0, whose weights are installed"
+                      ) from error
+    linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or getattr(body, "aux_logits", False):
+        raise ValueError(f"backbone={name!r}: its outputs do not come from one linear layer; "
+                         "take another, such as resnet18")
+    body.set_submodule(linear[-1], head(body.get_submodule(linear[-1]).in_features))
+    return Network(body, linear[-1], pretrained=pretrained)
+
+
+def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained: bool = True,
+                   seed: int = 0) -> Network | FrozenLite0:
+    """Build a network for one-channel images.
+
+    Parameters
+    ----------
+    name : str
+        `small_cnn` (from scratch, fast on a CPU); `efficientnet_lite0` (ImageNet weights that are installed
+        with this package); `frozen_lite0` (the same, never trained, below one layer that is); or any
+        classification model of torchvision, such as `resnet18` (weights downloaded at first use).
+    head : int or callable
+        Number of outputs of a linear last layer; or a function from the number of features to that layer, as
+        the `head` of a loss in `ordinal`.
+    pretrained : bool, default True
+        False gives random weights, and downloads nothing. `small_cnn` has no others, `frozen_lite0` none
+        but its last layer's.
+    seed : int, default 0
+        Of the random weights; the global generator stays as it is.
+
+    Returns
+    -------
+    Network or FrozenLite0
+        From images (N, 1, H, W) in [-1, 1] to logits, in training mode. `head` is its last layer.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or its last layer cannot be replaced.
+    OSError
+        If weights have to be downloaded and cannot be.
+    """
+    def make_head(n_features: int) -> nn.Module:
+        return nn.Linear(n_features, head) if isinstance(head, int) else head(n_features)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "small_cnn":
+            return Network(_small_cnn(make_head), "head", channels=1)
+        if name == "efficientnet_lite0":
+            body = _on_top(_Lite0Maps(pretrained), N_FEATURES, make_head)
+            return Network(body, "head", pretrained=pretrained).train()
+        if name == "frozen_lite0":
+            return FrozenLite0(make_head(N_FEATURES))
+        return _torchvision_model(name, make_head, pretrained)

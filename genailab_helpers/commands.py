@@ -3,6 +3,8 @@
 import json
 import sys
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from tqdm import tqdm
 
+    from genailab_helpers.classification.training import Classifier
+
 SYNTHETIC, N_PHANTOMS = "synthetic", 4000  # `--data synthetic` draws so many phantoms
 RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
 CONTACT_SHEET = "contact_sheet.png"
-BATCH_SIZE, DEFAULT_STEPS = 16, 2000
+BATCH_SIZE, DEFAULT_STEPS, DEFAULT_EPOCHS = 16, 2000, 15
 
 app = typer.Typer(help="GenAI Lab: five notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -302,6 +306,159 @@ def _read_films(folder: Path, img_size: int | None = None) -> "tuple[Tensor, lis
         raise ValueError(f"{folder}: holds {CONTACT_SHEET} alone; expected a folder of films")
     films, kept = read_radiographs(paths, img_size or read_radiograph(paths[0]).shape[-1])
     return films, [patient_of(path.relative_to(folder)) for path in kept]
+
+
+@train_app.command("grader")
+def train_grader(
+    data: Annotated[Path, typer.Option(help="Folder of grade_0 to grade_4, or of train/, val/ and test/.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("build/grader"),
+    loss: Annotated[str, typer.Option(
+        help="cross_entropy, soft_labels, squared_emd, qwk, coral or corn.",
+    )] = "coral",
+    backbone: Annotated[str, typer.Option(
+        help="small_cnn, efficientnet_lite0, frozen_lite0, or a torchvision model such as resnet18.",
+    )] = "efficientnet_lite0",
+    img_size: Annotated[int, typer.Option(help="Side of the films in pixels, at least 32.")] = 224,
+    n_epochs: Annotated[int | None, typer.Option(min=1, help=f"{DEFAULT_EPOCHS} without --minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror films in training: for knees only.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+) -> None:
+    """Train a grader and say how good it is; an interrupted run goes on. Not for diagnosis."""
+    from genailab_helpers.classification.backbones import build_backbone
+    from genailab_helpers.classification.ordinal import LOSSES
+    from genailab_helpers.classification.training import Augmentation, save_classifier, train_classifier
+    from genailab_helpers.datasets.catalog import GRADES
+
+    if img_size < 32:
+        raise ValueError(f"--img-size {img_size}: expected at least 32")
+    if loss not in LOSSES:
+        raise ValueError(f"--loss {loss}: expected one of {', '.join(LOSSES)}")
+    build_backbone(backbone, len(GRADES))  # refuse a name, or fetch weights, before anything is written
+    if n_epochs is None and minutes is None:
+        n_epochs = DEFAULT_EPOCHS
+    data = data.expanduser()
+    parts = _graded_films(data, img_size, seed)
+    counts = Counter(_of_films("targets", parts["train"]))
+    recipe: dict[str, Any] = {"data": str(data), "loss": loss, "backbone": backbone, "img_size": img_size,
+                              "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
+                              "classes": {grade: counts[label] for label, grade in enumerate(GRADES)}}
+    _open_run(output, recipe)
+    typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items()))
+    withheld = _reason_to_withhold(data)
+    result = train_classifier(parts["train"], parts["val"], loss, backbone, n_epochs=n_epochs,
+                              minutes=minutes, augmentation=Augmentation(flip=flip), classes=GRADES,
+                              seed=seed, checkpoint=output / STATE)
+    save_classifier(output / MODEL, result.model, run=recipe)
+    typer.echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
+               f"the model is that of epoch {result.best_epoch + 1}, the best on val")
+    typer.echo(withheld or _grader_report(result.model, parts, seed))
+    typer.echo(f"Not for diagnosis. Grade films with: genailab grade {output} FILE...")
+
+
+def _graded_films(data: Path, img_size: int, seed: int) -> dict[str, Any]:
+    """Read the parts of a data set as Subsets; without val, a fifth of the patients of train becomes it."""
+    from torch.utils.data import Subset
+
+    from genailab_helpers.datasets.catalog import GRADES, canonical_split
+    from genailab_helpers.datasets.folders import RadiographFolder
+    from genailab_helpers.statistics import grouped_folds
+
+    if not data.is_dir():
+        raise ValueError(f"{data}: no such folder; expected one of films with grades")
+    folders = {canonical_split(path.name): path for path in sorted(data.iterdir()) if path.is_dir()}
+    folders.pop("", None)
+    if folders and "train" not in folders:
+        raise ValueError(f"{data}: holds {', '.join(folders)} alone; expected a folder train, too")
+    parts: dict[str, Any] = {}
+    for name, folder in (folders or {"train": data}).items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            films = RadiographFolder(folder, img_size, on_unreadable="skip")
+        for warning in caught:
+            typer.echo(f"{folder}: {warning.message}")
+        if films.classes != list(GRADES):
+            raise ValueError(f"{folder}: holds the classes {', '.join(films.classes)}; "
+                             f"expected folders {GRADES[0]} to {GRADES[-1]}")
+        for label, grade in enumerate(GRADES):
+            if name == "train" and (count := films.targets.count(label)) < 2:
+                raise ValueError(f"{folder / grade}: {count} readable films; expected at least 2 of every "
+                                 f"grade, {GRADES[0]} to {GRADES[-1]}")
+        parts[name] = Subset(films, range(len(films)))
+    if "val" not in parts:
+        films = parts["train"].dataset
+        kept, held_out = grouped_folds(films.patients, 5, seed, films.targets)[0]
+        parts |= {"train": Subset(films, kept.tolist()), "val": Subset(films, held_out.tolist())}
+    return parts
+
+
+def _of_films(what: str, part: Any) -> list[Any]:
+    """Return `targets` or `patients` of a Subset of a RadiographFolder."""
+    return [getattr(part.dataset, what)[i] for i in part.indices]
+
+
+def _reason_to_withhold(data: Path) -> str:
+    """Return why numbers about this data set would mislead, or an empty string."""
+    from genailab_helpers.datasets.shortcuts import label_signal
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of films that cannot be read, which was said already
+        try:
+            signal = label_signal(data)
+        except ValueError as error:  # too few patients
+            return f"No score is shown: whether the grades can be learned cannot be told ({error})."
+    typer.echo(str(signal))
+    return "" if signal.signal else ("No score is shown: what looks better than chance here is chance. "
+                                     "Check who graded the films, and whether files were mixed up.")
+
+
+def _grader_report(model: "Classifier", parts: dict[str, Any], seed: int) -> str:
+    """Measure a model on test, or else on val, beside the most common grade of train."""
+    import torch
+
+    from genailab_helpers.classification import metrics
+
+    name = "test" if "test" in parts else "val"
+    labels, patients = (_of_films(what, parts[name]) for what in ("targets", "patients"))
+    predicted = model.predict(torch.stack([image for image, _ in parts[name]]))
+    grades, probabilities = {seed: predicted.decoded.numpy()}, {seed: predicted.probabilities.numpy()}
+    common = Counter(_of_films("targets", parts["train"])).most_common(1)[0][0]
+    always = {seed: [common] * len(labels)}
+    lines = [f"{name}: {len(labels)} films; value [95 % interval over patients], n patients",
+             str(metrics.grade_metrics(labels, grades, probabilities, patients)),
+             f"by chance: qwk 0, balanced accuracy {1 / len(model.classes):.3f}",
+             f"always {model.classes[common]}, the most common of train, and how much better the model is:"]
+    for metric in (metrics.accuracy, metrics.balanced_accuracy, metrics.mae, metrics.qwk):
+        baseline = metrics.score(metric, labels, always, patients)
+        gain = metrics.difference(metric, labels, grades, always, patients)
+        lines.append(f"{metric.__name__.replace('_', ' ')}  {baseline.value:.3f}  difference {gain}")
+    if name == "val":
+        lines.append("The epoch was chosen on these films, which flatters it; a folder test/ does not.")
+    return "\n".join(lines)
+
+
+@app.command()
+def grade(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="What `genailab train grader` wrote.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Radiographs.")],
+) -> None:
+    """Grade films: grade and probabilities. Not for diagnosis."""
+    import torch
+
+    from genailab_helpers.classification.training import load_classifier
+    from genailab_helpers.datasets.catalog import GRADE_NAMES, GRADES
+    from genailab_helpers.radiographs import read_radiograph
+
+    path = model / MODEL if model.is_dir() else model
+    grader = load_classifier(path)
+    if grader.classes != list(GRADES):
+        raise ValueError(f"{path}: holds a model of the classes {', '.join(grader.classes)}; "
+                         "expected one of `genailab train grader`")
+    films = torch.stack([read_radiograph(file, grader.img_size) for file in files])
+    for file, probabilities, decoded in zip(files, *grader.predict(films), strict=True):
+        each = ", ".join(f"{name} {p:.2f}" for name, p in zip(GRADE_NAMES, probabilities, strict=True))
+        typer.echo(f"{file}: grade {decoded} {GRADE_NAMES[decoded]} ({each})")
+    typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
 
 
 def _find_lessons(wanted: Sequence[str], folder: Path | None) -> list[Path]:

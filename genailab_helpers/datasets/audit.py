@@ -13,16 +13,15 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.resources import files
+from functools import cached_property
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageMode
+from PIL import ImageMode
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -39,12 +38,12 @@ from genailab_helpers.datasets.folders import (
     index_films,
     read_table,
 )
+from genailab_helpers.datasets.privacy import dicom_header, find_traces, names_somebody, person_columns
 from genailab_helpers.features import N_FEATURES, lite0_features, probe_features
 from genailab_helpers.radiographs import (
     FileProperties,
     UnreadableRadiographError,
     inspect_radiograph,
-    is_dicom,
     read_radiograph,
 )
 from genailab_helpers.statistics import grouped_folds
@@ -549,7 +548,7 @@ def _second_group(features: np.ndarray) -> np.ndarray:
 def _says_lateral(path: Path) -> bool:
     if re.search(r"(?<![a-z])lat(eral)?(?![a-z])", path.stem.lower()):
         return True
-    return str(_dicom_header(path).get("ViewPosition", "")).upper() in ("LL", "RL", "LLO", "RLO", "LATERAL")
+    return str(dicom_header(path).get("ViewPosition", "")).upper() in ("LL", "RL", "LLO", "RLO", "LATERAL")
 
 
 # ---------------------------------------------------------------- copies, patients, labels
@@ -605,7 +604,7 @@ def _same_names(data: _DataSet) -> Iterator[Finding]:
 
 
 def _patients(data: _DataSet) -> Iterator[Finding]:
-    told = [film for film in data.films if not _named_by_path(film)]
+    told = [film for film in data.films if film.told_patient]
     splits: dict[str, set[str]] = defaultdict(set)
     for film in told:
         splits[film.patient].add(film.split)
@@ -619,12 +618,6 @@ def _patients(data: _DataSet) -> Iterator[Finding]:
         yield _find("patients", f"{_count(len(splits), 'patient')} told {how}{rest}.")
     else:
         yield _find("patients", "Nothing tells the patients, so each film counts as one.")
-
-
-def _named_by_path(film: Film) -> bool:
-    """Tell whether `catalog.patient_of` had nothing but the film's own path to go by."""
-    name = PurePosixPath(film.name).with_suffix("").as_posix()
-    return film.patient in (name, name.partition("/")[2])
 
 
 def _labels(data: _DataSet) -> Iterator[Finding]:
@@ -702,96 +695,18 @@ def _margins(features: np.ndarray, images: Tensor, label: np.ndarray,
     return own - np.where(truth > 0, -np.inf, score).max(1), skill
 
 
-# ---------------------------------------------------------------- who somebody is
-
-_PERSON_FIELDS = (  # DICOM PS3.15, table E.1-1: those that name people and places
-    "PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers",
-    "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName", "RequestingPhysician",
-    "NameOfPhysiciansReadingStudy", "PhysiciansOfRecord", "OperatorsName", "InstitutionName",
-    "InstitutionAddress", "ResponsiblePerson")
-_PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
-_TEXT_TAGS = ("ImageDescription", "UserComment", "XPComment", "XPSubject", "XPTitle")
-_TEXT_KEYS = ("author", "description", "comment", "title", "subject")
-_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital", re.I)
-_COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
-_TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
-_INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+")
-_NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
-             "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
-_ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
-
-
-def _names_somebody(text: str) -> bool:
-    """Tell whether a text holds a common given name, a title with a name, or `Smith, John`."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
-    if any(len(word) > 3 and word.lower() in _given_names() for word in words):
-        return True
-    return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED_NAME)
-               for match in pattern.finditer(text))
-
-
-@cache
-def _given_names() -> frozenset[str]:
-    text = files("genailab_helpers.datasets").joinpath("person_names.txt").read_text(encoding="utf-8")
-    return frozenset(text.split())
-
-
-def _dicom_header(path: Path) -> dict[str, str]:
-    """Return the elements of a DICOM header that are not empty; nothing for another file."""
-    if not is_dicom(path):
-        return {}
-    try:
-        import pydicom
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            return {name: str(header.get(name)) for name in (*_PERSON_FIELDS, "PatientID", "ViewPosition",
-                                                             "PatientIdentityRemoved") if header.get(name)}
-    except Exception:  # no package or damaged: the check "unreadable" says so
-        return {}
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Return EXIF tags, text chunks and comments of an image file by their names."""
-    try:
-        with Image.open(path) as image:
-            exif = image.getexif()
-            tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-            found = {ExifTags.TAGS.get(tag, ""): _plain(value) for tag, value in tags.items()}
-            return found | {str(key): _plain(value) for key, value in image.info.items()
-                            if isinstance(value, str) or key == "comment"}
-    except Exception:  # the check "unreadable" says so
-        return {}
-
-
-def _plain(value: object) -> str:
-    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
-    return text.replace("\0", "").strip()
-
-
 def _personal_data(data: _DataSet) -> Iterator[Finding]:
     fields: dict[str, list[Film]] = defaultdict(list)
     texts: dict[str, list[Film]] = defaultdict(list)
     numbers = []
     for film in data.films:
-        header = _dicom_header(film.path)
-        removed = header.get("PatientIdentityRemoved") == "YES"
-        for name in () if removed else _PERSON_FIELDS:
-            value = header.get(name, "")
-            telling = re.search(r"[^\W\d_]{2}", value) or (name == "PatientBirthDate" and value)
-            if telling and not _ANONYMOUS.search(value):
-                fields[f"DICOM {name}"].append(film)
-        if "PatientID" in header and not removed:
+        traces = find_traces(film.path)
+        for name in traces.personal:
+            fields[name].append(film)
+        for name in traces.texts:
+            texts[name].append(film)
+        if traces.numbered:
             numbers.append(film)
-        for name, text in {} if header else _metadata(film.path).items():
-            free = name in _TEXT_TAGS or name.lower() in _TEXT_KEYS
-            if name in _PERSON_TAGS or _TELLING.search(name) or (
-                    free and (_names_somebody(text) or _TELLING.search(text))):
-                if text:
-                    fields[name].append(film)
-            elif free and text:
-                texts[name].append(film)
     if fields:
         named = dict.fromkeys(chain.from_iterable(fields.values()))
         told = ", ".join(f"{name} ({len(films)})" for name, films in sorted(fields.items()))
@@ -801,14 +716,11 @@ def _personal_data(data: _DataSet) -> Iterator[Finding]:
     if numbers:
         yield _find("patient numbers", f"{_count(len(numbers), 'file')} with the field DICOM PatientID.",
                     numbers)
-    if called := [film for film in data.films if _names_somebody(film.name)]:
+    if called := [film for film in data.films if names_somebody(film.name)]:
         yield _find("personal data", f"{_count(len(called), 'file name')} with what seems a person's name.",
                     called)
     for table in sorted({*data.root.glob("*.csv"), *([data.table] if data.table else [])}):
-        with table.open(encoding="utf-8-sig", errors="replace") as file:
-            columns = [name.strip().strip('"') for name in re.split("[,;\t]", file.readline())]
-        private = [name for name in columns if _COLUMNS.search(re.sub(r"[^a-z]", "", name.lower()))]
-        if private:
+        if private := person_columns(table):
             yield _find("personal data", f"The table {table.name} has columns about persons: "
                                          f"{', '.join(private)}.")
     yield _find("not checked", "Names burnt into the pixels are not read: look at the films.")

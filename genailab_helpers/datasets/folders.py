@@ -127,6 +127,11 @@ class Film(NamedTuple):
     split: str
     patient: str
 
+    @property
+    def told_patient(self) -> str:
+        """The patient where anything but the film's own path tells it, else an empty string."""
+        return "" if self.patient == PurePosixPath(self.name).with_suffix("").as_posix() else self.patient
+
 
 def index_films(root_dir: str | Path, patient_pattern: str | None = None) -> list[Film]:
     """List the films of a data set with class, split and patient.

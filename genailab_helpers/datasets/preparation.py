@@ -204,7 +204,7 @@ def organize(root_dir: str | Path, output: str | Path, table: str | Path | None 
             left_out[reason].append(film.name)
             continue
         split = next(filter(None, map(canonical_split, folders[:depth])), "")
-        chosen.append((film, label, row.patient if row and row.patient else film.patient,
+        chosen.append((film, label, row.patient if row and row.patient else film.told_patient,
                        row.split if row and row.split else split))
     if not chosen:
         raise ValueError(f"{root_dir}: none of {len(films)} films has a known class; name the folders after "
@@ -267,7 +267,7 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
     names = _names_apart((f"{PurePosixPath(film.name).with_suffix('')}.png" if film.path.suffix
                           else f"{film.name}.png", film.path.suffix[1:] or "dicom", film.name)
                          for film in films)
-    placed = [_Placed(name, film.label, film.patient, film.split, film.name, film.path)
+    placed = [_Placed(name, film.label, film.told_patient, film.split, film.name, film.path)
               for name, film in zip(names, films, strict=True)]
     unreadable: list[tuple[str, str]] = []
     if not dry_run:
@@ -344,7 +344,7 @@ def split(root_dir: str | Path, output: str | Path, ratios: Sequence[float] = RA
     chosen = assign_splits([film.label for film in films], groups, ratios, seed)
     names = _names_apart((f"{film.label}/{film.path.name}", "-".join(PurePosixPath(film.name).parts[:-1]),
                           film.name) for film in films)  # apart over all splits: a name outlives a new seed
-    placed = [_Placed(film.name if mode == "manifest" else f"{to}/{name}", film.label, film.patient, to,
+    placed = [_Placed(film.name if mode == "manifest" else f"{to}/{name}", film.label, film.told_patient, to,
                       film.name, film.path) for name, film, to in zip(names, films, chosen, strict=True)]
     counts = {(label, to): 0 for label in {film.label for film in films} for to in shares} | _count(placed)
     notes += _say_what_is_off([film.label for film in films], groups, counts, shares)

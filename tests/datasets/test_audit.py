@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from genailab_helpers.datasets import audit, shortcuts
 from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, audit_folder
-from genailab_helpers.datasets.audit import _names_somebody as names_somebody
 from genailab_helpers.datasets.folders import list_radiographs
+from genailab_helpers.datasets.privacy import names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
 
 N_FILMS = 48

@@ -42,7 +42,7 @@ def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files():
     report = audit_folder(FOLDER)
     for finding in report.findings:
         found.setdefault(finding.check, set()).update(finding.files)
-    # too few films for a classifier that could doubt a label, and the report says so; the lesson looks instead
+    # too few films for a classifier that could doubt a label, and the report says so; the lesson looks
     assert set(planted) - set(found) == {"likely mislabelled"}
     assert any("Wrong labels" in finding.message for finding in report.findings)
     for check in set(planted) - {"likely mislabelled", "shortcut"}:

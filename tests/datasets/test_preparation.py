@@ -268,7 +268,7 @@ def test_organize_by_a_table(tmp_path: Path) -> None:
     summary = organize(raw, tmp_path / "out", table)
     rows = {row["source"]: (row["file"], row["patient"]) for row in rows_of(tmp_path / "out")}
     assert rows == {"a.png": ("grade_0/a.png", "P1"), "x/b.png": ("grade_1/b.png", "P1"),
-                    "c.png": ("grade_0/c.png", "c"), "d.png": ("grade_4/d.png", "P2"),
+                    "c.png": ("grade_0/c.png", ""), "d.png": ("grade_4/d.png", "P2"),
                     "h.png": ("Own Class/h.png", "P6")}
     assert summary.left_out == {
         "table rows that fit several films": ["line 6 (e.png)"],

@@ -1,0 +1,122 @@
+"""Who somebody is: fields, file names and table columns that tell."""
+
+import re
+import warnings
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import ExifTags, Image
+
+from genailab_helpers.radiographs import is_dicom
+
+_PERSON_FIELDS = (  # DICOM PS3.15, table E.1-1: those that name people and places
+    "PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers",
+    "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName", "RequestingPhysician",
+    "NameOfPhysiciansReadingStudy", "PhysiciansOfRecord", "OperatorsName", "InstitutionName",
+    "InstitutionAddress", "ResponsiblePerson")
+_PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
+_TEXT_TAGS = ("ImageDescription", "UserComment", "XPComment", "XPSubject", "XPTitle")
+_TEXT_KEYS = ("author", "description", "comment", "title", "subject")
+_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital", re.I)
+_COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
+_TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
+_INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+")
+_NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
+             "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
+_ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
+
+
+def names_somebody(text: str) -> bool:
+    """Tell whether a text holds a common given name, a title with a name, or `Smith, John`."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
+    if any(len(word) > 3 and word.lower() in _given_names() for word in words):
+        return True
+    return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED_NAME)
+               for match in pattern.finditer(text))
+
+
+@cache
+def _given_names() -> frozenset[str]:
+    text = files("genailab_helpers.datasets").joinpath("person_names.txt").read_text(encoding="utf-8")
+    return frozenset(text.split())
+
+
+def dicom_header(path: Path) -> dict[str, str]:
+    """Return the elements of a DICOM header that are not empty; nothing for another file."""
+    if not is_dicom(path):
+        return {}
+    try:
+        import pydicom
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            return {name: str(header.get(name)) for name in (*_PERSON_FIELDS, "PatientID", "ViewPosition",
+                                                             "PatientIdentityRemoved") if header.get(name)}
+    except Exception:  # no package or damaged: the check "unreadable" says so
+        return {}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Return EXIF tags, text chunks and comments of an image file by their names."""
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+            found = {ExifTags.TAGS.get(tag, ""): _plain(value) for tag, value in tags.items()}
+            return found | {str(key): _plain(value) for key, value in image.info.items()
+                            if isinstance(value, str) or key == "comment"}
+    except Exception:  # the check "unreadable" says so
+        return {}
+
+
+def _plain(value: object) -> str:
+    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
+    return text.replace("\0", "").strip()
+
+
+class Traces(NamedTuple):
+    """What the header of a film says about people: names of fields, never their content.
+
+    Attributes
+    ----------
+    personal : tuple of str
+        Fields that name or identify somebody.
+    texts : tuple of str
+        Fields of free text in which nothing telling was recognised.
+    numbered : bool
+        Whether there is a patient number, which may be a pseudonym.
+    """
+
+    personal: tuple[str, ...]
+    texts: tuple[str, ...]
+    numbered: bool
+
+
+def find_traces(path: Path) -> Traces:
+    """Read DICOM elements, EXIF tags, text chunks and comments of one film; of a damaged file, none."""
+    header = dicom_header(path)
+    removed = header.get("PatientIdentityRemoved") == "YES"
+    personal, texts = [], []
+    for name in () if removed else _PERSON_FIELDS:
+        value = header.get(name, "")
+        telling = re.search(r"[^\W\d_]{2}", value) or (name == "PatientBirthDate" and value)
+        if telling and not _ANONYMOUS.search(value):
+            personal.append(f"DICOM {name}")
+    for name, text in {} if header else _metadata(path).items():
+        free = name in _TEXT_TAGS or name.lower() in _TEXT_KEYS
+        if text and (name in _PERSON_TAGS or _TELLING.search(name) or (
+                free and (names_somebody(text) or _TELLING.search(text)))):
+            personal.append(name)
+        elif free and text:
+            texts.append(name)
+    return Traces(tuple(personal), tuple(texts), "PatientID" in header and not removed)
+
+
+def person_columns(table: Path) -> list[str]:
+    """Return the columns of a CSV table that name people, by their headings."""
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        columns = [name.strip().strip('"') for name in re.split("[,;\t]", file.readline())]
+    return [name for name in columns if _COLUMNS.search(re.sub(r"[^a-z]", "", name.lower()))]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -351,8 +350,7 @@ def test_a_network_grades_new_spines_of_known_severity() -> None:
 
     names = [f"grade_{k}" for k in range(5)]
     result = train_classifier(spines(400, 1), spines(100, 2), "soft_labels", classes=names, n_epochs=10,
-                              progress=False)
+                              lr=2e-3, progress=False)
     images, grades = spines(200, 3).tensors
     found = metrics.qwk(grades.numpy(), result.model.predict(images).decoded.numpy())
-    assert np.isfinite(found)
-    assert found > 0.4
+    assert found > 0.6

@@ -92,7 +92,8 @@ def _check_data(given: dict[str, str]) -> None:
     if given.get("DATA") not in (None, "None"):
         from genailab_helpers.datasets.folders import list_radiographs
 
-        list_radiographs(Path(given["DATA"]).expanduser())
+        if not given["DATA"].endswith(".json"):  # a label file
+            list_radiographs(Path(given["DATA"]).expanduser())
 
 
 def _check_output(output: Path) -> None:
@@ -163,7 +164,8 @@ def _training_films(data: str, img_size: int, seed: int) -> "tuple[Dataset[Any],
     if data == SYNTHETIC:
         films = SyntheticXRayDataset(N_PHANTOMS, img_size, seed, labels=True)
     else:
-        list_radiographs(data)  # an empty folder is refused before anything is read
+        if not data.endswith(".json"):  # a label file; an empty folder is refused before anything is read
+            list_radiographs(data)
         films = ChestXRayDataset(Path(data).expanduser(), img_size, labels=True)
     films.labels = len(films.classes) > 1
     return films, {name: films.targets.count(label) for label, name in enumerate(films.classes)}
@@ -192,7 +194,7 @@ def _read_recipe(run: Path) -> dict[str, Any]:
         recipe = json.loads(path.read_text(encoding="utf-8"))
         return {**recipe, "classes": {str(name): int(count) for name, count in recipe["classes"].items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no recipe of `genailab train diffusion` ({error}); train again") from error
+        raise ValueError(f"{path}: no recipe of `genailab train` ({error}); train again") from error
 
 
 @app.command()

@@ -33,8 +33,8 @@ def create(
     from genailab_helpers.datasets.preparation import create_structure
 
     if (preset is None) == (classes is None) or (preset and preset not in PRESETS):
-        raise ValueError(f"--preset {preset}, --classes {classes}: expected one of the two; "
-                         f"the presets: {', '.join(PRESETS)}")
+        raise ValueError(f"expected either --preset with one of {', '.join(PRESETS)}, or --classes; "
+                         f"got --preset {preset} and --classes {classes}")
     typer.echo(create_structure(output, PRESETS[preset] if preset else _names(classes), dry_run))
 
 
@@ -132,15 +132,18 @@ def verify(
 
 @data_app.command()
 def download(
-    output: Annotated[Path, typer.Option(help="New or empty folder for the films.")],
     name: Annotated[str | None, typer.Argument(
         metavar="NAME", help="chest, covid, pneumoniamnist, or spine for how to get such films.",
     )] = None,
     kaggle: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Any public Kaggle set.")] = None,
+    output: Annotated[Path, typer.Option(help="New or empty folder for the films.")] = Path("raw_data"),
 ) -> None:
     """Get a public set and check its counts against its card."""
     from genailab_helpers.datasets import catalog
 
+    if name in catalog.CARDS and name not in catalog.DOWNLOADS:
+        typer.echo(catalog.cards(name))
+        raise ValueError(f"{name}: has to be fetched by hand; the steps stand above")
     typer.echo(catalog.download(name, output, kaggle))
 
 

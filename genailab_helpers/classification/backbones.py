@@ -94,7 +94,8 @@ class _Lite0Maps(nn.Module):
 
     def __init__(self, pretrained: bool) -> None:
         super().__init__()
-        self.network = copy.deepcopy(features._lite0("cpu")).requires_grad_()  # folding froze the biases
+        self.network = copy.deepcopy(features.lite0_network("cpu"))
+        self.network.requires_grad_()  # folding froze the biases
         self.network._fc = nn.Identity()
         if not pretrained:
             for module in self.modules():

@@ -144,7 +144,7 @@ class DatasetCard(NamedTuple):
     @property
     def command(self) -> str:
         """The command that fetches it, or "" if that has to be done by hand."""
-        if self.name in _DOWNLOADS:
+        if self.name in DOWNLOADS:
             return f"genailab data download {self.name} --output raw_data"
         return f"genailab data download --kaggle {self.kaggle} --output raw_data" if self.kaggle else ""
 
@@ -179,7 +179,7 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
-_DOWNLOADS = ("chest", "covid", "pneumoniamnist")
+DOWNLOADS = ("chest", "covid", "pneumoniamnist")
 CARDS: dict[str, DatasetCard] = {
     name: DatasetCard(name, **card) for name, card in tomllib.loads(
         resources.files(__package__).joinpath("cards.toml").read_text(encoding="utf-8")).items()}
@@ -265,9 +265,9 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
     from genailab_helpers.datasets.folders import index_films  # folders needs this module first
 
     if (name is None) == (kaggle is None):
-        raise ValueError(f"expected either a name ({', '.join(_DOWNLOADS)}) or the handle of a Kaggle set")
+        raise ValueError(f"expected either a name ({', '.join(DOWNLOADS)}) or the handle of a Kaggle set")
     card = _card(name) if name else next((card for card in CARDS.values() if card.kaggle == kaggle), None)
-    if name and card and name not in _DOWNLOADS:
+    if name and card and name not in DOWNLOADS:
         steps = "\n".join(f"  {i}. {step}" for i, step in enumerate(card.access, 1))
         raise ValueError(f"{name}: has to be fetched by hand, from {card.url}\n{steps}")
     handle, output = kaggle or CARDS[str(name)].kaggle, Path(output)

@@ -9,10 +9,11 @@ import csv
 import hashlib
 import json
 import os
+import posixpath
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -99,8 +100,8 @@ def list_radiographs(root_dir: str | Path) -> list[Path]:
 
 
 def _looks_like_radiograph(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
+    if path.name.startswith(".") or (path.exists() and not path.is_file()):
+        return False  # a pipe, for example; a link to nothing counts as a film that cannot be read
     return path.suffix.lower() in RADIOGRAPH_SUFFIXES or (not path.suffix and is_dicom(path))
 
 
@@ -236,7 +237,9 @@ def read_table(path: str | Path) -> list[TableRow]:
             reader = csv.reader(file, delimiter=max(",;\t", key=header.count))
             columns = [re.sub(r"[^a-z]", "", name.lower()) for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: expected a CSV table ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected a CSV table in UTF-8 ({error})") from error
     place = {kind: next((columns.index(name) for name in names if name in columns), None)
              for kind, names in _COLUMNS.items()}
@@ -324,6 +327,48 @@ def _readable(paths: Sequence[str | Path], read: Callable[[Path], Any],
             named.append(f"and {len(left_out) - 3} more")
         summary = f"{len(left_out)} of {len(paths)} films cannot be read and are left out"
         warnings.warn(f"{summary}: {'; '.join(named)}", stacklevel=3)
+
+
+def match_rows(rows: Iterable[TableRow], films: Iterable[Film],
+               beside: str = "") -> list[tuple[TableRow, list[str]]]:
+    """Find the films that each row of a table means.
+
+    Parameters
+    ----------
+    rows : iterable of TableRow
+        From `read_table`.
+    films : iterable of Film
+        From `index_films`.
+    beside : str, default ""
+        Folder of the table relative to the root of the films, to which its paths may be relative as well.
+
+    Returns
+    -------
+    list of (TableRow, list of str)
+        Every row with the names of the films that it fits: the one at its very path, else those whose path
+        ends like its own, or the other way round, as far as both name folders (of a class under any alias; a
+        folder `images` does not count). A suffix may be missing or differ.
+    """
+    by_stem: dict[str, list[tuple[str, list[str]]]] = {}
+    for film in films:
+        by_stem.setdefault(film.path.stem, []).append((film.name, _class_parts(film.name)))
+    names = {name for found in by_stem.values() for name, _ in found}
+    matches = []
+    for row in rows:
+        path = posixpath.normpath(row.file)
+        places = (path, posixpath.normpath(posixpath.join(beside, path)))
+        exact = [place for place in places if place in names]
+        folders, last = _class_parts(path), posixpath.basename(path)
+        alike = [name for stem in dict.fromkeys((last, PurePosixPath(last).stem))
+                 for name, own in by_stem.get(stem, ())
+                 if all(a == b for a, b in zip(reversed(folders), reversed(own), strict=False))]
+        same = [name for name in alike if posixpath.basename(name) == last]
+        matches.append((row, exact[:1] or same or alike))
+    return matches
+
+
+def _class_parts(path: str) -> list[str]:
+    return [canonical_class(part) for part in path.split("/")[:-1] if part not in ("", "images")]
 
 
 class RadiographFolder(Dataset[tuple[Any, int]]):

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import posixpath
 import shutil
 import textwrap
 import unicodedata
@@ -44,6 +43,7 @@ from genailab_helpers.datasets.folders import (
     class_names,
     content_key,
     index_films,
+    match_rows,
     read_table,
 )
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
@@ -189,7 +189,7 @@ def organize(root_dir: str | Path, output: str | Path, table: str | Path | None 
     rows = _match_table(table, root_dir, films, left_out) if table else {}
     allowed = {canonical_class(name) for name in classes} if classes else {*GRADES, *FINDINGS}
     chosen: list[tuple[Film, str, str, str]] = []  # film, class, patient, split
-    for film in films:
+    for film in _existing(films, left_out):
         folders = PurePosixPath(film.name).parts[:-1]
         row = rows.get(film.name)
         if table and row is None:
@@ -263,7 +263,8 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
         raise ValueError(f'fit={fit!r}: expected "letterbox" or "squash"')
     check_img_size(img_size)
     target = _check_places(root_dir, output, replace)
-    films = index_films(root_dir)
+    left_out: dict[str, list[str]] = {}
+    films = _existing(index_films(root_dir), left_out)
     names = _names_apart((f"{PurePosixPath(film.name).with_suffix('')}.png" if film.path.suffix
                           else f"{film.name}.png", film.path.suffix[1:] or "dicom", film.name)
                          for film in films)
@@ -275,9 +276,9 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
         plan = _plan(f"preprocess {img_size} {fit}", placed)
         _build(target, plan, partial(_fill, placed, make, unreadable), replace)
     bad = {name for name, _ in unreadable}
-    reasons = {"cannot be read": [reason for _, reason in sorted(unreadable)]} if bad else {}
+    left_out["cannot be read"] = [reason for _, reason in sorted(unreadable)]
     return Summary(_title(f"preprocess to {img_size}x{img_size}, {fit}", output, dry_run),
-                   _count(film for film in placed if film.file not in bad), reasons, [])
+                   _count(film for film in placed if film.file not in bad), _tidy(left_out), [])
 
 
 def split(root_dir: str | Path, output: str | Path, ratios: Sequence[float] = RATIOS, seed: int = 42,
@@ -334,6 +335,7 @@ def split(root_dir: str | Path, output: str | Path, ratios: Sequence[float] = RA
         rows = _match_table(patients, root_dir, every, left_out)
         every = [film._replace(patient=rows[film.name].patient or film.patient)
                  if film.name in rows else film for film in every]
+    every = _existing(every, left_out)
     films = [film for film in every if film.label]
     left_out["not in a class folder"] = [film.name for film in every if not film.label]
     if not films:
@@ -369,7 +371,7 @@ def write_labels(root_dir: str | Path, output: str | Path | None = None, dry_run
     root_dir : str or Path
         Class folders, or splits with class folders.
     output : str or Path, optional
-        By default `dataset.json` in `root_dir`, where `RadiographFolder` reads it back.
+        A file in `root_dir`, by default `dataset.json`, where `RadiographFolder` reads it back.
     dry_run : bool, default False
         Only say what would be done.
     replace : bool, default False
@@ -389,6 +391,8 @@ def write_labels(root_dir: str | Path, output: str | Path | None = None, dry_run
     """
     root = Path(root_dir)
     file = Path(output) if output else root / LABELS
+    if file.resolve().parent != root.resolve():
+        raise ValueError(f"{file}: expected a file in {root}, because the paths in it start there")
     if file.exists() and (not replace or file.is_dir()):
         raise FileExistsError(f"{file}: exists; expected a new file, or replace it with --replace")
     every = index_films(root)
@@ -589,8 +593,10 @@ def _say_what_is_off(labels: Sequence[str], groups: Sequence[str], counts: Mappi
         points = {split: 100 * (counts[label, split] / n_films - shares[split]) for split in shares}
         worst = max(points, key=lambda split: abs(points[split]))
         if abs(points[worst]) > 100 * TOLERANCE + 1e-7:
-            n_groups = len({group for group, own in zip(groups, labels, strict=True) if own == label})
-            why = (f"{n_films} films cannot be divided closer" if _least_excess(n_films, shares) > 1e-9
+            n_groups = len({group for group, name in zip(groups, labels, strict=True) if name == label})
+            own = Counter({("", split): counts[label, split] for split in shares})
+            alone = _excess(own, {"": n_films}, shares) <= _least_excess(n_films, shares) + 1e-9
+            why = (f"{n_films} films cannot be divided closer" if alone
                    else f"its {n_films} films are in {n_groups} groups that stay whole")
             notes.append(f"{label}: {points[worst]:+.1f} points in {worst} "
                          f"(more than {100 * TOLERANCE:g}): {why}.")
@@ -603,27 +609,18 @@ def _say_what_is_off(labels: Sequence[str], groups: Sequence[str], counts: Mappi
 # ------------------------------------------------------------------------------------- names, tables, files
 
 def _is_class_name(name: str) -> bool:
-    return bool(name) and not (_NOT_IN_NAMES & set(name) or name.startswith(".") or canonical_split(name)
-                               or name.lower() in ("masks", "images"))
+    return bool(name) and name.isprintable() and not (
+        _NOT_IN_NAMES & set(name) or name.startswith(".") or canonical_split(name)
+        or name.lower() in ("masks", "images"))
 
 
 def _match_table(table: str | Path, root_dir: str | Path, films: Sequence[Film],
                  left_out: dict[str, list[str]]) -> dict[str, TableRow]:
     """Find the row of each film, by its name; list the rows that are nobody's or contradict each other."""
     beside = Path(os.path.relpath(Path(table).resolve().parent, Path(root_dir).resolve())).as_posix()
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    by_stem: defaultdict[str, list[str]] = defaultdict(list)
-    for film in films:
-        by_name[film.path.name].append(film.name)
-        by_stem[film.path.stem].append(film.name)
-    all_names = {film.name for film in films}
     rows: dict[str, TableRow] = {}
     twofold = set()
-    for row in read_table(table):
-        paths = [posixpath.normpath(row.file), posixpath.normpath(posixpath.join(beside, row.file))]
-        base = posixpath.basename(row.file)
-        found = ([path for path in paths if path in all_names][:1] or by_name.get(base)
-                 or by_stem.get(base) or by_stem.get(PurePosixPath(base).stem) or [])
+    for row, found in match_rows(read_table(table), films, beside):
         if len(found) != 1:
             what = "table rows that fit several films" if found else "table rows without their film"
             left_out.setdefault(what, []).append(f"line {row.line} ({row.file})")
@@ -631,6 +628,12 @@ def _match_table(table: str | Path, root_dir: str | Path, films: Sequence[Film],
             twofold.add(found[0])
     left_out["in the table twice and differently"] = sorted(twofold)
     return {name: row for name, row in rows.items() if name not in twofold}
+
+
+def _existing(films: Sequence[Film], left_out: dict[str, list[str]]) -> list[Film]:
+    """Return the films whose file is there, and list the links to nothing."""
+    left_out["a link to nothing"] = [film.name for film in films if not film.path.exists()]
+    return [film for film in films if film.path.exists()]
 
 
 def _other_files(root: Path, films: Sequence[Film], table: str | Path | None) -> list[str]:

@@ -19,12 +19,14 @@ _PERSON_FIELDS = (  # DICOM PS3.15, table E.1-1: those that name people and plac
 _PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
 _TEXT_TAGS = ("ImageDescription", "UserComment", "XPComment", "XPSubject", "XPTitle")
 _TEXT_KEYS = ("author", "description", "comment", "title", "subject")
-_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital", re.I)
+_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital|^name$",
+                      re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
 _TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
 _INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+")
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
+_DATED = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
 _ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
 
 
@@ -35,6 +37,11 @@ def names_somebody(text: str) -> bool:
         return True
     return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED_NAME)
                for match in pattern.finditer(text))
+
+
+def identifies(file_name: str) -> bool:
+    """Tell whether a file name holds what seems a person's name, or a full date such as 1961-03-04."""
+    return names_somebody(file_name) or _DATED.search(file_name) is not None
 
 
 @cache

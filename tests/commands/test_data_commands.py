@@ -96,8 +96,8 @@ def test_a_full_target_is_refused_until_told(run: Run, raw: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["create", "--preset", "knee"], "spine, covid, chest"),
-    (["create", "--preset", "spine", "--classes", "A"], "one of the two"),
-    (["create"], "one of the two"),
+    (["create", "--preset", "spine", "--classes", "A"], "either --preset"),
+    (["create"], "either --preset"),
     (["organize", "--input", "absent", "--output", "out"], "absent: no such folder"),
     (["organize", "--input", "raw", "--output", "raw/out"], "folder apart"),
     (["organize", "--input", "raw", "--output", "out", "--table", "absent.csv"], "absent.csv"),
@@ -109,7 +109,7 @@ def test_a_full_target_is_refused_until_told(run: Run, raw: Path) -> None:
     (["split", "--input", "raw", "--output", "out", "--mode", "move"], "manifest"),
     (["split", "--input", "raw", "--output", "out", "--patient-pattern", "("], "regular expression"),
     (["split", "--input", "raw", "--output", "out", "--patient-pattern", "xyz"], "finds no patient"),
-    (["label", "--input", "raw", "--output", "raw"], "raw: exists"),
+    (["label", "--input", "raw", "--output", "labels.json"], "start there"),
 ])
 def test_bad_input_ends_in_one_line_and_status_two(
         run: Run, raw: Path, arguments: list[str], says: str) -> None:

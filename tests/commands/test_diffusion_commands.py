@@ -278,3 +278,12 @@ def test_shipped_model_draws_films_and_says_what_it_is() -> None:
         return torch.stack([torch.corrcoef(torch.stack([mean, film]))[0, 1] for film in films.flatten(1)])
 
     assert likeness(drawn).median() > likeness(others).quantile(0.05)  # noise lies near 0
+
+
+def test_a_label_file_can_be_trained_on(tmp_path, capsys):
+    for finding in ("Normal", "COVID"):
+        write_films(tmp_path / "films" / finding, 8, 5, finding=finding)
+    run("data", "label", "--input", tmp_path / "films")
+    run("train", "diffusion", "--data", tmp_path / "films" / "dataset.json", "--img-size", 16, "--n-steps", 1,
+        "--output", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["classes"] == {"Normal": 8, "COVID": 8}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from genailab_helpers.datasets import audit, shortcuts
+from genailab_helpers.datasets import audit, privacy, shortcuts
 from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, audit_folder
 from genailab_helpers.datasets.folders import list_radiographs
 from genailab_helpers.datasets.privacy import names_somebody
@@ -526,3 +526,25 @@ def test_real_sets(real_data, quick):
 def test_names_in_real_sets_are_nobodys(real_data):
     for path in list_radiographs(real_data):
         assert not names_somebody(path.relative_to(real_data).as_posix())
+
+
+def test_one_film_repeated_does_not_stop_the_search_for_other_views(tmp_path):
+    features = np.random.default_rng(0).random((60, 40))
+    for row in range(20):
+        again = np.vstack([features, features[row] * 3, features[row] * 3])
+        assert audit._second_group(again).shape == (62,)
+    assert not audit._second_group(np.ones((60, 40))).any()
+
+
+def test_a_table_row_of_another_folder_is_an_absent_film(whole, quick):
+    name = films_of(whole, "Normal/*.png")[0].name
+    (whole / "t.csv").write_text(f"file,class\nPneumonia/no_{name},Pneumonia\nCOVID/{name},COVID\n")
+    report = audit_folder(whole, table=whole / "t.csv")
+    assert set(found(report, "absent files")) == {f"Pneumonia/no_{name}", f"COVID/{name}"}
+    assert not found(report, "conflicting labels")
+
+
+def test_a_date_in_a_file_name_and_a_name_in_a_text_field_are_personal():
+    assert privacy.identifies("x/Mueller_K_1961-03-04.png")
+    assert not privacy.identifies("x/00000061_012.png")
+    assert not privacy.identifies("x/1961-13-04.png")

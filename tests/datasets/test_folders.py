@@ -547,3 +547,36 @@ def test_cached_films_are_decoded_once(tmp_path, decoded):
     assert decoded == ["0.png", "1.png", "2.png", "bad.png"]
     assert torch.equal(images, again)
     assert (images - read_radiographs(paths, 16)[0]).abs().max() <= 1 / 255 + 1e-6
+
+
+def matched(tmp_path: Path, films: list[str], rows: list[str], beside: str = "") -> list[list[str]]:
+    for name in films:
+        make_film(tmp_path / "set" / name)
+    (tmp_path / "t.csv").write_text("\n".join(["file", *rows]) + "\n")
+    table = folders.read_table(tmp_path / "t.csv")
+    return [names for _, names in folders.match_rows(table, folders.index_films(tmp_path / "set"), beside)]
+
+
+def test_a_row_means_the_film_at_its_path_or_whose_folders_agree(tmp_path):
+    films = ["COVID/1.png", "Normal/1.png", "Normal/2.jpg", "a/b/3.png"]
+    assert matched(tmp_path, films, ["COVID/1.png", "NORMAL/1.png", "raw/Normal/2.jpg", "2", "2.dcm", "b/3",
+                                     "Normal/images/2.jpg"]) == [
+        ["COVID/1.png"], ["Normal/1.png"], ["Normal/2.jpg"], ["Normal/2.jpg"], ["Normal/2.jpg"],
+        ["a/b/3.png"], ["Normal/2.jpg"]]
+
+
+def test_a_row_of_another_folder_means_no_film(tmp_path):
+    films = ["Normal/1.png", "x/2.png"]
+    assert matched(tmp_path, films, ["COVID/1.png", "c/b/2.png", "3.png"]) == [[], [], []]
+
+
+def test_a_bare_name_may_mean_several_films_and_a_table_may_lie_elsewhere(tmp_path):
+    films = ["Normal/1.png", "COVID/1.png"]
+    assert matched(tmp_path, films, ["1.png"]) == [["COVID/1.png", "Normal/1.png"]]
+    assert matched(tmp_path, films, ["../Normal/1.png"], beside="COVID") == [["Normal/1.png"]]
+
+
+def test_a_pipe_is_no_film(tmp_path):
+    make_film(tmp_path / "a" / "1.png")
+    os.mkfifo(tmp_path / "a" / "2.png")
+    assert [path.name for path in list_radiographs(tmp_path)] == ["1.png"]

@@ -700,3 +700,17 @@ def test_real_sets_flow(real_data: Path, tmp_path: Path) -> None:
     preprocess(tmp_path / "covid", tmp_path / "grey", 256)
     with Image.open(tmp_path / "grey" / "Viral Pneumonia" / "Viral Pneumonia-205.png") as film:
         assert (film.mode, film.size) == ("L", (256, 256))
+
+
+def test_a_link_to_nothing_is_listed_and_left(tmp_path: Path) -> None:
+    raw = write_films(tmp_path / "raw", *(f"Normal/{i}.png" for i in range(4)))
+    (raw / "Normal" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    for summary in (organize(raw, tmp_path / "o"), preprocess(raw, tmp_path / "p", 32),
+                    split(raw, tmp_path / "s", near_duplicates=False)):
+        assert summary.left_out["a link to nothing"] == ["Normal/gone.png"]
+        assert sum(summary.counts.values()) == 4
+
+
+def test_labels_lie_in_the_folder_that_their_paths_start_from(organized: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="because the paths in it start there"):
+        write_labels(organized, tmp_path / "labels.json")

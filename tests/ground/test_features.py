@@ -142,7 +142,7 @@ def test_the_batch_size_changes_no_feature():
 def test_random_state_and_input_stay_as_they_were():
     images = films(2)
     before, state = images.clone(), torch.get_rng_state()
-    features._lite0.cache_clear()
+    features.lite0_network.cache_clear()
     lite0_features(images)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images, before)

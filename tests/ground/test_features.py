@@ -176,3 +176,19 @@ def test_the_probe_averages_what_it_cannot_show():
 def test_what_is_no_batch_of_films_is_refused(describe, images, message):
     with pytest.raises(ValueError, match=message):
         describe(images)
+
+
+def test_local_contrast_hides_exposure_and_keeps_detail():
+    generator = torch.Generator().manual_seed(3)
+    film = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16, generator=generator), 64, mode="bicubic")
+    film = film.clamp(0, 1) - 0.5
+    even, darker = features.local_contrast(film), features.local_contrast(film * 0.5 - 0.2)
+    assert even.shape == film.shape
+    assert even.dtype == torch.float32
+    assert even.abs().max() <= 1
+    assert (even - darker).abs().mean() < 0.1 * even.abs().mean()
+    ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64).contiguous()
+    assert features.local_contrast(ramp)[..., 16:48].abs().max() < 0.05
+    assert torch.equal(features.local_contrast(torch.cat([film, ramp]))[:1], even)
+    with pytest.raises(ValueError, match="shape"):
+        features.local_contrast(film[0])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, aud
 from genailab_helpers.datasets.folders import list_radiographs
 from genailab_helpers.datasets.privacy import names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
+from genailab_helpers.phantoms.spine import render_spines, sample_spines
 
 N_FILMS = 48
 SPLITS = ("train", "train", "val", "test")
@@ -548,3 +550,16 @@ def test_a_date_in_a_file_name_and_a_name_in_a_text_field_are_personal():
     assert privacy.identifies("x/Mueller_K_1961-03-04.png")
     assert not privacy.identifies("x/00000061_012.png")
     assert not privacy.identifies("x/1961-13-04.png")
+
+
+@pytest.mark.parametrize(("n_ap", "n_lateral", "odd"), [(60, 6, "side"), (6, 60, "front"), (66, 0, "")])
+def test_lateral_and_frontal_spines_are_told_apart(tmp_path, quick, n_ap, n_lateral, odd):
+    for view, name, n_films in (("ap", "front", n_ap), ("lateral", "side", n_lateral)):
+        spines = sample_spines(n_films, 4, view) if n_films else []
+        for number, image in enumerate(render_spines(spines, 96).images if n_films else ()):
+            save(levels(image), tmp_path / f"grade_{min(4, int(5 * spines.severity[number]))}"
+                 / f"{name}_{number:02}.png")
+    odd_ones = found(audit_folder(tmp_path), "mixed views")
+    named = Counter(Path(name).name.partition("_")[0] for name in odd_ones)
+    assert named[odd] == min(n_ap, n_lateral)
+    assert named.total() - named[odd] <= (2 if odd else 0)  # a film or two of the others may join them

@@ -269,9 +269,12 @@ def test_a_thousand_films_fit_in_one_gigabyte() -> None:
     code = ("import resource; from genailab_helpers.phantoms.chest import *;"
             "films = render_chests(sample_chests(1000), 128).images;"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    if sys.platform == "linux":  # there a process begins with the peak of its parent, which holds other tests
+        code = code.replace("resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+                            "open('/proc/self/status').read().split('VmHWM:')[1].split()[0]")
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     unit = 1 if sys.platform == "darwin" else 1024
-    assert int(printed) * unit < 2**30
+    assert 2**27 < int(printed) * unit < 2**30
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from genailab_helpers.features import check_images
 
 
 def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor],
-             layer: nn.Module | None = None) -> Tensor:
+             layer: nn.Module | None = None, min_side: int = 2) -> Tensor:
     """Map what speaks for a score of the network.
 
     Parameters
@@ -27,7 +27,10 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
     score : callable
         From logits (N, n_outputs) to the number (N,) to explain, such as `lambda z: z[:, 2]`.
     layer : nn.Module, optional
-        Its output (N, C, h, w) is weighed. By default the last one that is a map larger than one pixel.
+        Its output (N, C, h, w) is weighed. By default the last one whose maps are not too small.
+    min_side : int, default 2
+        Pixels that maps must have on each side where no layer is named. The last maps know most and are
+        coarsest: small findings want finer ones.
 
     Returns
     -------
@@ -51,7 +54,7 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:].numel() > 1:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) >= min_side:
             outputs.append(output)
 
     hooked = [layer] if layer is not None else [m for m in network.modules() if m is not network]
@@ -70,6 +73,16 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
         network.train(was_training)
     cam = (slopes.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
     return F.interpolate(cam, images.shape[-2:], mode="bilinear")[:, 0].detach().cpu()
+
+
+def widen(masks: Tensor, pixels: int) -> Tensor:
+    """Add to masks (N, H, W) bool what lies within so many pixels of them, across, down or diagonally.
+
+    A map that is coarser than a finding cannot point at it to the pixel; scored on widened masks, it needs
+    not. Chance grows with them.
+    """
+    side = 2 * pixels + 1
+    return F.max_pool2d(masks.float()[:, None], side, 1, pixels)[:, 0] > 0
 
 
 def pointing_game(cams: Tensor, masks: Tensor) -> Tensor:
@@ -94,7 +107,7 @@ def pointing_game(cams: Tensor, masks: Tensor) -> Tensor:
 
     Notes
     -----
-    Zhang et al., Top-down neural attention by excitation backprop, 2016; without their tolerance.
+    Zhang et al., Top-down neural attention by excitation backprop, 2016; for their tolerance, `widen`.
     """
     _check(cams, masks)
     flat = cams.flatten(1)

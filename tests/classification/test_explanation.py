@@ -47,6 +47,20 @@ def test_grad_cam_of_an_ordinal_score_and_of_a_chosen_layer_equals_captum() -> N
     torch.testing.assert_close(cams, expected.detach(), rtol=0, atol=1e-4 * expected.max().item())
 
 
+def test_small_maps_are_passed_over_on_demand() -> None:
+    network = build_backbone("small_cnn", 4).eval()
+
+    def score(z: Tensor) -> Tensor:
+        return z[:, 1]
+
+    finer = grad_cam(network, films(2, 64), score, min_side=8)
+    assert network.body[0][11](torch.zeros(1, 96, 8, 8)).shape[-1] == 8  # the last layer whose maps are 8x8
+    assert torch.equal(finer, grad_cam(network, films(2, 64), score, network.body[0][11]))
+    assert not torch.equal(finer, grad_cam(network, films(2, 64), score))
+    with pytest.raises(ValueError, match="layer: expected one that gives maps"):
+        grad_cam(network, films(1, 64), score, min_side=100)
+
+
 def test_grad_cam_leaves_the_network_as_it_was() -> None:
     network = build_backbone("small_cnn", 2).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -92,6 +106,16 @@ def test_pointing_game_and_energy_by_hand() -> None:
     cams[1, 1, 3], cams[1, 3, 0] = 1.0, 4.0  # beside it, one fifth of it
     assert pointing_game(cams, masks).tolist() == [True, False, False]  # the third map is empty
     torch.testing.assert_close(energy_in_mask(cams, masks), torch.tensor([0.75, 0.2, 0.0]))
+
+
+def test_widened_masks_hold_all_pixels_within_reach() -> None:
+    masks = torch.zeros(2, 7, 9, dtype=torch.bool)
+    masks[0, 3, 4] = masks[1, 0, 0] = True
+    wide = widen(masks, 2)
+    assert wide.dtype == torch.bool
+    assert torch.equal(torch.nonzero(wide[0]), torch.tensor([[y, x] for y in range(1, 6) for x in range(2, 7)]))
+    assert torch.equal(torch.nonzero(wide[1]), torch.tensor([[y, x] for y in range(3) for x in range(3)]))
+    assert torch.equal(widen(masks, 0), masks)
 
 
 def test_an_empty_map_never_points_even_where_its_first_pixel_is_lesion() -> None:

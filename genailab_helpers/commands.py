@@ -3,8 +3,6 @@
 import json
 import sys
 import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -15,23 +13,29 @@ import typer
 
 import genailab_helpers
 from genailab_helpers.data_commands import data_app
+from genailab_helpers.model_commands import (
+    MODEL,
+    RECIPE,
+    STATE,
+    classify,
+    grade,
+    open_run,
+    read_recipe,
+    train_app,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
     from tqdm import tqdm
 
-    from genailab_helpers.classification.training import Classifier
-
 SYNTHETIC, N_PHANTOMS = "synthetic", 4000  # `--data synthetic` draws so many phantoms
-RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
 CONTACT_SHEET = "contact_sheet.png"
-BATCH_SIZE, DEFAULT_STEPS, DEFAULT_EPOCHS = 16, 2000, 15
+BATCH_SIZE, DEFAULT_STEPS = 16, 2000
 
 app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 
@@ -135,7 +139,7 @@ def train_diffusion(
     films, classes = _training_films(data, img_size, seed)
     recipe: dict[str, Any] = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
                               "minutes": minutes, "seed": seed, "batch_size": BATCH_SIZE}
-    _open_run(output, recipe)
+    open_run(output, recipe)
     typer.echo(f"{sum(classes.values())} films of {img_size}x{img_size} pixels: "
                + ", ".join(f"{count} {name}" for name, count in classes.items()))
     model, losses = train_image_diffusion(
@@ -171,32 +175,6 @@ def _training_films(data: str, img_size: int, seed: int) -> "tuple[Dataset[Any],
     return films, {name: films.targets.count(label) for label, name in enumerate(films.classes)}
 
 
-def _open_run(output: Path, recipe: dict[str, Any]) -> None:
-    """Begin a run, or check that the one in the folder is the same training."""
-    from genailab_helpers.storage import first_difference, whole_file
-
-    if (output / RECIPE).exists():
-        if difference := first_difference(_read_recipe(output), recipe):
-            raise ValueError(f"{output}: holds another training ({difference}); choose another --output")
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "
-                              "choose another --output")
-    with whole_file(output / RECIPE) as path:
-        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_recipe(run: Path) -> dict[str, Any]:
-    path = run / RECIPE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; expected a run of `genailab train diffusion`")
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-        return {**recipe, "classes": {str(name): int(count) for name, count in recipe["classes"].items()}}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no recipe of `genailab train` ({error}); train again") from error
-
-
 @app.command()
 def sample(
     run_folder: Annotated[Path, typer.Argument(
@@ -221,7 +199,7 @@ def sample(
     from genailab_helpers.diffusion.sampling import generate
     from genailab_helpers.storage import whole_folder
 
-    classes = _read_recipe(run_folder)["classes"]
+    classes = read_recipe(run_folder)["classes"]
     if not (run_folder / MODEL).is_file():
         raise FileNotFoundError(f"{run_folder / MODEL}: not found; the training has not ended: "
                                 "run the same `genailab train diffusion` again to finish it")
@@ -310,157 +288,8 @@ def _read_films(folder: Path, img_size: int | None = None) -> "tuple[Tensor, lis
     return films, [patient_of(path.relative_to(folder)) for path in kept]
 
 
-@train_app.command("grader")
-def train_grader(
-    data: Annotated[Path, typer.Option(help="Folder of grade_0 to grade_4, or of train/, val/ and test/.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("build/grader"),
-    loss: Annotated[str, typer.Option(
-        help="cross_entropy, soft_labels, squared_emd, qwk, coral or corn.",
-    )] = "coral",
-    backbone: Annotated[str, typer.Option(
-        help="small_cnn, efficientnet_lite0, frozen_lite0, or a torchvision model such as resnet18.",
-    )] = "efficientnet_lite0",
-    img_size: Annotated[int, typer.Option(help="Side of the films in pixels, at least 32.")] = 224,
-    n_epochs: Annotated[int | None, typer.Option(min=1, help=f"{DEFAULT_EPOCHS} without --minutes.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror films in training: for knees only.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
-) -> None:
-    """Train a grader and say how good it is; an interrupted run goes on. Not for diagnosis."""
-    from genailab_helpers.classification.backbones import build_backbone
-    from genailab_helpers.classification.ordinal import LOSSES
-    from genailab_helpers.classification.training import Augmentation, save_classifier, train_classifier
-    from genailab_helpers.datasets.catalog import GRADES
-
-    if img_size < 32:
-        raise ValueError(f"--img-size {img_size}: expected at least 32")
-    if loss not in LOSSES:
-        raise ValueError(f"--loss {loss}: expected one of {', '.join(LOSSES)}")
-    build_backbone(backbone, len(GRADES))  # refuse a name, or fetch weights, before anything is written
-    if n_epochs is None and minutes is None:
-        n_epochs = DEFAULT_EPOCHS
-    data = data.expanduser()
-    parts = _graded_films(data, img_size, seed)
-    counts = Counter(_of_films("targets", parts["train"]))
-    recipe: dict[str, Any] = {"data": str(data), "loss": loss, "backbone": backbone, "img_size": img_size,
-                              "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
-                              "classes": {grade: counts[label] for label, grade in enumerate(GRADES)}}
-    _open_run(output, recipe)
-    typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items()))
-    withheld = _reason_to_withhold(data)
-    result = train_classifier(parts["train"], parts["val"], loss, backbone, n_epochs=n_epochs,
-                              minutes=minutes, augmentation=Augmentation(flip=flip), classes=GRADES,
-                              seed=seed, checkpoint=output / STATE)
-    save_classifier(output / MODEL, result.model, run=recipe)
-    typer.echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
-               f"the model is that of epoch {result.best_epoch + 1}, the best on val")
-    typer.echo(withheld or _grader_report(result.model, parts, seed))
-    typer.echo(f"Not for diagnosis. Grade films with: genailab grade {output} FILE...")
-
-
-def _graded_films(data: Path, img_size: int, seed: int) -> dict[str, Any]:
-    """Read the parts of a data set as Subsets; without val, a fifth of the patients of train becomes it."""
-    from torch.utils.data import Subset
-
-    from genailab_helpers.datasets.catalog import GRADES, canonical_split
-    from genailab_helpers.datasets.folders import RadiographFolder
-    from genailab_helpers.statistics import grouped_folds
-
-    if not data.is_dir():
-        raise ValueError(f"{data}: no such folder; expected one of films with grades")
-    folders = {canonical_split(path.name): path for path in sorted(data.iterdir()) if path.is_dir()}
-    folders.pop("", None)
-    if folders and "train" not in folders:
-        raise ValueError(f"{data}: holds {', '.join(folders)} alone; expected a folder train, too")
-    parts: dict[str, Any] = {}
-    for name, folder in (folders or {"train": data}).items():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            films = RadiographFolder(folder, img_size, on_unreadable="skip")
-        for warning in caught:
-            typer.echo(f"{folder}: {warning.message}")
-        if films.classes != list(GRADES):
-            raise ValueError(f"{folder}: holds the classes {', '.join(films.classes)}; "
-                             f"expected folders {GRADES[0]} to {GRADES[-1]}")
-        for label, grade in enumerate(GRADES):
-            if name == "train" and (count := films.targets.count(label)) < 2:
-                raise ValueError(f"{folder / grade}: {count} readable films; expected at least 2 of every "
-                                 f"grade, {GRADES[0]} to {GRADES[-1]}")
-        parts[name] = Subset(films, range(len(films)))
-    if "val" not in parts:
-        films = parts["train"].dataset
-        kept, held_out = grouped_folds(films.patients, 5, seed, films.targets)[0]
-        parts |= {"train": Subset(films, kept.tolist()), "val": Subset(films, held_out.tolist())}
-    return parts
-
-
-def _of_films(what: str, part: Any) -> list[Any]:
-    """Return `targets` or `patients` of a Subset of a RadiographFolder."""
-    return [getattr(part.dataset, what)[i] for i in part.indices]
-
-
-def _reason_to_withhold(data: Path) -> str:
-    """Return why numbers about this data set would mislead, or an empty string."""
-    from genailab_helpers.datasets.shortcuts import label_signal
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of films that cannot be read, which was said already
-        try:
-            signal = label_signal(data)
-        except ValueError as error:  # too few patients
-            return f"No score is shown: whether the grades can be learned cannot be told ({error})."
-    typer.echo(str(signal))
-    return "" if signal.signal else ("No score is shown: what looks better than chance here is chance. "
-                                     "Check who graded the films, and whether files were mixed up.")
-
-
-def _grader_report(model: "Classifier", parts: dict[str, Any], seed: int) -> str:
-    """Measure a model on test, or else on val, beside the most common grade of train."""
-    import torch
-
-    from genailab_helpers.classification import metrics
-
-    name = "test" if "test" in parts else "val"
-    labels, patients = (_of_films(what, parts[name]) for what in ("targets", "patients"))
-    predicted = model.predict(torch.stack([image for image, _ in parts[name]]))
-    grades, probabilities = {seed: predicted.decoded.numpy()}, {seed: predicted.probabilities.numpy()}
-    common = Counter(_of_films("targets", parts["train"])).most_common(1)[0][0]
-    always = {seed: [common] * len(labels)}
-    lines = [f"{name}: {len(labels)} films; value [95 % interval over patients], n patients",
-             str(metrics.grade_metrics(labels, grades, probabilities, patients)),
-             f"by chance: qwk 0, balanced accuracy {1 / len(model.classes):.3f}",
-             f"always {model.classes[common]}, the most common of train, and how much better the model is:"]
-    for metric in (metrics.accuracy, metrics.balanced_accuracy, metrics.mae, metrics.qwk):
-        baseline = metrics.score(metric, labels, always, patients)
-        gain = metrics.difference(metric, labels, grades, always, patients)
-        lines.append(f"{metric.__name__.replace('_', ' ')}  {baseline.value:.3f}  difference {gain}")
-    if name == "val":
-        lines.append("The epoch was chosen on these films, which flatters it; a folder test/ does not.")
-    return "\n".join(lines)
-
-
-@app.command()
-def grade(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="What `genailab train grader` wrote.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Radiographs.")],
-) -> None:
-    """Grade films: grade and probabilities. Not for diagnosis."""
-    import torch
-
-    from genailab_helpers.classification.training import load_classifier
-    from genailab_helpers.datasets.catalog import GRADE_NAMES, GRADES
-    from genailab_helpers.radiographs import read_radiograph
-
-    path = model / MODEL if model.is_dir() else model
-    grader = load_classifier(path)
-    if grader.classes != list(GRADES):
-        raise ValueError(f"{path}: holds a model of the classes {', '.join(grader.classes)}; "
-                         "expected one of `genailab train grader`")
-    films = torch.stack([read_radiograph(file, grader.img_size) for file in files])
-    for file, probabilities, decoded in zip(files, *grader.predict(films), strict=True):
-        each = ", ".join(f"{name} {p:.2f}" for name, p in zip(GRADE_NAMES, probabilities, strict=True))
-        typer.echo(f"{file}: grade {decoded} {GRADE_NAMES[decoded]} ({each})")
-    typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
+app.command()(grade)
+app.command()(classify)
 
 
 def _find_lessons(wanted: Sequence[str], folder: Path | None) -> list[Path]:

@@ -11,6 +11,7 @@ from genailab_helpers.classification.explanation import (
     grad_cam,
     pointing_game,
     randomise_weights,
+    widen,
 )
 
 

@@ -88,6 +88,13 @@ def test_a_run_from_films_to_grades(graded: Path, tmp_path: Path, capsys: pytest
     assert float(always[2]) > 0.3
     assert "by chance: qwk 0, balanced accuracy 0.200" in said
     assert "Not for diagnosis" in said
+    assert said.index("what tells the classes apart besides the anatomy?") < said.index(" epochs, ")
+    headline = f"qwk on test {qwk[1]} [{qwk[2]}, {qwk[3]}]"
+    assert f"HEADLINE: {headline}" in said
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert headline in card
+    assert "genailab grade" in card
+    assert str(graded) not in card
 
     films = [graded / "test" / grade / f"9200{k:03d}L.png" for k, grade in enumerate(GRADES)]
     lines = run(capsys, "grade", tmp_path / "run", *films).splitlines()
@@ -136,10 +143,11 @@ def test_grades_without_signal_get_no_score(tmp_path: Path, capsys: pytest.Captu
 def test_too_few_patients_get_no_score_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_films(tmp_path / "data" / "train", 10, 1)
     write_films(tmp_path / "data" / "val", 5, 2)
-    for film in (tmp_path / "data").glob("*/*/*.png"):
-        film.rename(film.with_name(f"person{film.parent.name[-1]}_bacteria_{film.stem[1:-1]}.png"))
+    for film in (tmp_path / "data").glob("*/*/*.png"):  # one person a grade in train, one with all in val
+        person = film.parent.name[-1] if film.parts[-3] == "train" else 9
+        film.rename(film.with_name(f"person{person}_bacteria_{film.stem[1:-1]}.png"))
     said = run(capsys, "train", "grader", "--data", tmp_path / "data", "--output", tmp_path / "run", *QUICK)
-    assert "No score is shown: whether the grades can be learned cannot be told" in said
+    assert "No score is shown: whether the labels can be learned cannot be told" in said
     assert "qwk" not in said
 
 
@@ -156,7 +164,7 @@ def test_a_grade_without_films_is_one_line(fault: str, graded: Path, tmp_path: P
         film.write_bytes(film.read_bytes()[:60])
     line = complaint(capsys, "train", "grader", "--data", folder.parents[1], "--output", tmp_path / "run")
     count = 1 if fault == "one" else 0
-    assert f"{folder}: {count} readable films; expected at least 2 of every grade" in line
+    assert f"{folder.parent}: {count} readable films of grade_3; expected at least 2 of each grade" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -167,7 +175,7 @@ def test_a_grade_of_one_film_is_refused_before_train_is_split(graded: Path, tmp_
         film.unlink()
     for root in (data, data.parent):  # with and without a folder train
         line = complaint(capsys, "train", "grader", "--data", root, "--output", tmp_path / "run", *LONGER)
-        assert f"{data / 'grade_4'}: 1 readable films" in line
+        assert f"{data}: 1 readable films of grade_4" in line
 
 
 def test_other_bad_input_is_one_line(graded: Path, tmp_path: Path,
@@ -204,5 +212,16 @@ def test_models_and_films_of_another_kind_are_one_line(graded: Path, tmp_path: P
     tensors, recipe = load_checkpoint(tmp_path / "run" / "model.safetensors")
     classes = ["Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia"]
     save_checkpoint(tmp_path / "chests.safetensors", tensors, {**recipe, "classes": classes})
-    assert "holds a model of the classes Normal, Pneumonia" in complaint(
-        capsys, "grade", tmp_path / "chests.safetensors", film)
+    line = complaint(capsys, "grade", tmp_path / "chests.safetensors", film)
+    assert "holds a model of the classes Normal, Pneumonia" in line
+    assert "this one is for `genailab classify`" in line
+
+
+def test_patients_on_both_sides_are_refused_by_name(graded: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    data = copy(graded, tmp_path / "data", "train", "val")
+    left = next((data / "train" / "grade_2").iterdir())
+    shutil.copy(left, data / "val" / "grade_2" / left.name.replace("L.", "R."))  # the other knee
+    line = complaint(capsys, "train", "grader", "--data", data, "--output", tmp_path / "run", *QUICK)
+    assert f"lie in several of its parts ({left.stem[:-1]})" in line
+    assert not (tmp_path / "run").exists()

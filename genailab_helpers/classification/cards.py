@@ -1,0 +1,240 @@
+"""What a trained model is worth, and a model card that says so beside what the model was made from."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from genailab_helpers.classification import metrics
+from genailab_helpers.classification.metrics import Score, SubgroupTable
+from genailab_helpers.classification.training import Classifier, TrainingResult
+from genailab_helpers.datasets.catalog import GRADES
+
+
+def of_films(part: Any, what: str) -> list[Any]:
+    """Return `targets`, `patients` or `samples` of a Subset of a RadiographFolder."""
+    return [getattr(part.dataset, what)[i] for i in part.indices]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `judge` found; `str()` gives the tables.
+
+    Attributes
+    ----------
+    part : str
+        "test", or "val" where there is no test.
+    n_films : int
+        How many films that part has.
+    scores : dict of str to Score
+        Everything of `metrics.class_metrics` or `grade_metrics`, by names that hold the class.
+    headline : str
+        The name of the score to look at first; `first` tells it.
+    chance : str
+        What guessing reaches.
+    baselines : dict of str to dict
+        Description of a baseline: metric: (its score, the model's minus it for the same patients).
+    by_class : SubgroupTable
+        Accuracy for the films of each class.
+    ece_before : Score
+        Calibration error without temperature.
+    """
+
+    part: str
+    n_films: int
+    scores: dict[str, Score]
+    headline: str
+    chance: str
+    baselines: dict[str, dict[str, tuple[Score, Score]]]
+    by_class: SubgroupTable
+    ece_before: Score
+
+    @property
+    def first(self) -> str:
+        """The headline: what was measured, on what, and how much it is."""
+        return f"{self.headline} on {self.part} {self.scores[self.headline]}"
+
+    def __str__(self) -> str:
+        width = max(map(len, self.scores))
+        lines = [f"{self.part}: {self.n_films} films; value [95 % interval over patients], n patients",
+                 *(f"{name:{width}}  {score}" for name, score in self.scores.items()),
+                 f"by chance: {self.chance}"]
+        if any(score.low == score.high for score in self.scores.values()):
+            lines.append("An interval without width means too few films for one, not certainty.")
+        for what, rows in self.baselines.items():
+            lines.append(f"\n{what}, and how much better the model is:")
+            lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
+        lines.append(f"\nshare told right of the films of each class:\n{self.by_class}")
+        if self.part == "val":
+            lines.append("Epoch, temperature and thresholds were chosen on these films, which flatters the "
+                         "model; a folder test/ does not.")
+        return "\n".join(lines)
+
+
+def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, float],
+          seed: int = 0) -> Judgement:
+    """Measure a model on test, or else on val, beside chance and two baselines.
+
+    Parameters
+    ----------
+    model : Classifier
+        Trained on `parts["train"]`.
+    parts : mapping of str to Subset
+        "train", "val" and, where there is one, "test": Subsets of a RadiographFolder.
+    thresholds : mapping of str to float
+        Of each class, chosen on val; not looked at for a model of grades.
+    seed : int, default 0
+        The seed of the training, which the scores name.
+
+    Returns
+    -------
+    Judgement
+        The baselines are the most common class of train, and a logistic regression, fitted on train, on the
+        mean and standard deviation of the grey values of a film.
+    """
+    part, classes = "test" if "test" in parts else "val", model.classes
+    graded = classes == list(GRADES)
+    labels, patients = (np.array(of_films(parts[part], what)) for what in ("targets", "patients"))
+    logits = model.logits(torch.stack([image for image, _ in parts[part]]))
+    before, after = (model.loss.probabilities(z).numpy() for z in (logits, logits / model.temperature))
+    decoded = model.loss.decode(logits).numpy()
+    if graded:
+        table = metrics.grade_metrics(labels, {seed: decoded}, {seed: after}, patients)
+    else:
+        frozen = {seed: [thresholds[name] for name in classes]}
+        table = metrics.class_metrics(labels, {seed: after}, frozen, patients)
+    scores: dict[str, Score] = {}
+    for field, value in vars(table).items():
+        name = field.replace("_", " ")
+        scores |= {name: value} if isinstance(value, Score) else {
+            f"{name} {of}": score for of, score in zip(classes, value, strict=False)}  # a threshold fewer
+
+    common = Counter(of_films(parts["train"], "targets")).most_common(1)[0][0]
+    grey = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    grey.fit(_moments(parts["train"]), of_films(parts["train"], "targets"))
+    always = np.eye(len(classes))[[common] * len(labels)]
+    guesses = {f"always {classes[common]}, the most common of train": always,
+               "mean and spread of the grey values alone (logistic regression)":
+                   grey.predict_proba(_moments(parts[part]))}
+    of_labels: list[metrics.Metric] = [metrics.accuracy, metrics.balanced_accuracy]
+    of_labels += [metrics.mae, metrics.qwk] if graded else []
+    baselines: dict[str, dict[str, tuple[Score, Score]]] = {}
+    for what, guess in guesses.items():
+        compared = [(metric, decoded, guess.argmax(1)) for metric in of_labels]
+        if not graded:
+            compared.append((metrics.macro_auroc, after, guess))
+        baselines[what] = {metric.__name__.replace("_", " "): (
+            metrics.score(metric, labels, {seed: theirs}, patients),
+            metrics.difference(metric, labels, {seed: ours}, {seed: theirs}, patients))
+            for metric, ours, theirs in compared}
+    return Judgement(
+        part, len(labels), scores, "qwk" if graded else "balanced accuracy",
+        f"{'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(classes):.3f}", baselines,
+        metrics.subgroups(metrics.accuracy, labels, {seed: decoded}, np.array(classes)[labels], patients),
+        metrics.score(metrics.ece, labels, {seed: before}, patients))
+
+
+def _moments(part: Any) -> np.ndarray:
+    return np.array([[image.mean().item(), image.std().item()] for image, _ in part])
+
+
+def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgement | str, data: str,
+               split: str, recipe: Mapping[str, Any], thresholds: Mapping[str, float], audit: str,
+               verdict: str) -> str:
+    """Write what a user of a model has to know, as Markdown.
+
+    Parameters
+    ----------
+    result : TrainingResult
+        From `train_classifier`.
+    parts : mapping of str to Subset
+        As for `judge`. Their films are read once more, for their hashes.
+    judged : Judgement or str
+        From `judge`; or why no score is shown.
+    data : str
+        Name of the data set, not its place on this machine.
+    split : str
+        A sentence: how train, val and test came about.
+    recipe : mapping of str to str or number
+        Arguments of the training.
+    thresholds : mapping of str to float
+        Of each class; empty for a model of grades.
+    audit, verdict : str
+        Text of the shortcut audit, and what follows for the scores.
+
+    Returns
+    -------
+    str
+        The card. It names no patient.
+
+    Notes
+    -----
+    The sections follow Mitchell et al., Model cards for model reporting, FAT* 2019. The hash of a part is
+    that of the sorted SHA-256 sums of its files: `sha256sum FILES | cut -c1-64 | sort | sha256sum`.
+    """
+    model = result.model
+    films = [[name, len(part), len(set(of_films(part, "patients"))),
+              *(of_films(part, "targets").count(label) for label in range(len(model.classes))), _hash(part)]
+             for name, part in parts.items()]
+    training = {**recipe, "classes": "each drawn equally often", "steps": result.steps,
+                "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
+                "seconds": round(result.seconds), "torch": torch.__version__}
+    limits = ["Trained and tested on this one data set; films of another hospital, age, view or device were "
+              "not tried.",
+              "Intervals are over patients. They leave out what another seed of the training, or another "
+              "hospital, would change."]
+    if untold := sum(map(_untold, parts.values())):
+        limits.append(f"Nothing tells the patient of {untold} films, which count as one patient each: "
+                      "several films of one person may be on both sides.")
+    if thresholds:
+        limits.append("PPV and NPV hold for the class shares of these films alone.")
+    scores = [judged] if isinstance(judged, str) else [
+        f"**{judged.first}.** {verdict}", f"```text\n{judged}\n```",
+        f"Calibration: temperature {model.temperature:.3f}, fitted on val. Calibration error (ECE) on "
+        f"{judged.part} before: {judged.ece_before}; after: {judged.scores['ece']}."]
+    if thresholds:
+        scores.append("Thresholds, chosen on val and frozen: "
+                      + ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items()) + ".")
+    return "\n\n".join([
+        f"# Model card: {', '.join(model.classes)}",
+        f"{datetime.now(UTC).date().isoformat()}. **Not for diagnosis.**",
+        "## What it is for",
+        f"A `{model.backbone}` network that tells {', '.join(model.classes)} apart, from one grey film of "
+        f"{model.img_size}x{model.img_size} pixels. It is for learning how such models are made and judged, "
+        "not for diagnosis, triage or any decision about a person. Use it with "
+        f"`genailab {'grade' if model.classes == list(GRADES) else 'classify'}`.",
+        "## Data", f"`{data}`. {split} No known patient is in two parts.",
+        _table(["part", "films", "patients", *model.classes, "SHA-256"], films),
+        "A hash is that of the sorted SHA-256 sums of the files of a part, one a line.",
+        "## Training", _table(["argument", "value"], training.items()),
+        "## Scores", *scores,
+        "## Shortcut audit", f"```text\n{audit}\n```", verdict,
+        "## Limits", "\n".join(f"- {limit}" for limit in limits)]) + "\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _hash(part: Any) -> str:
+    sums = []
+    for path, _ in of_films(part, "samples"):
+        with Path(path).open("rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256("".join(f"{line}\n" for line in sorted(sums)).encode()).hexdigest()
+
+
+def _untold(part: Any) -> int:
+    """Count the films that are a patient only because nothing tells whose they are."""
+    root = part.dataset.root_dir
+    return sum(patient == Path(path).relative_to(root).with_suffix("").as_posix() for patient, (path, _)
+               in zip(of_films(part, "patients"), of_films(part, "samples"), strict=True))

@@ -1,0 +1,334 @@
+"""`genailab train grader|classifier`, `grade`, `classify`. What a command needs is imported inside it.
+
+Grades and classes go the same way: read the parts, audit them, train, judge, write model and model card.
+"""
+
+import json
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from genailab_helpers.classification.training import Classifier
+    from genailab_helpers.datasets.folders import RadiographFolder
+
+RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
+CARD = "model_card.md"
+DEFAULT_EPOCHS = 15
+COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
+
+train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
+
+_Backbone = Annotated[str, typer.Option(
+    help="small_cnn, efficientnet_lite0, frozen_lite0, or a torchvision model such as resnet18.",
+)]
+_Output = Annotated[Path, typer.Option(help="Folder of the run.")]
+_Size = Annotated[int, typer.Option(help="Side of the films in pixels, at least 32.")]
+_Epochs = Annotated[int | None, typer.Option(min=1, help=f"{DEFAULT_EPOCHS} without --minutes.")]
+_Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
+_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or model that `genailab train` wrote.")]
+_Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Radiographs.")]
+
+
+@train_app.command("grader")
+def train_grader(
+    data: Annotated[Path, typer.Option(help="Folder of grade_0 to grade_4, or of train/, val/ and test/.")],
+    output: _Output = Path("build/grader"),
+    loss: Annotated[str, typer.Option(
+        help="cross_entropy, soft_labels, squared_emd, qwk, coral or corn.",
+    )] = "coral",
+    backbone: _Backbone = "efficientnet_lite0",
+    img_size: _Size = 224,
+    n_epochs: _Epochs = None,
+    minutes: _Minutes = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror films in training: for knees only.")] = False,
+    seed: _Seed = 0,
+) -> None:
+    """Train a grader and say how good it is; an interrupted run goes on. Not for diagnosis."""
+    _train(True, data, output, loss, backbone, img_size, n_epochs, minutes, flip, seed)
+
+
+@train_app.command("classifier")
+def train_classes(
+    data: Annotated[Path, typer.Option(help="Two or more class folders, or train/, val/ and test/ of them.")],
+    output: _Output = Path("build/classifier"),
+    backbone: _Backbone = "efficientnet_lite0",
+    img_size: _Size = 224,
+    n_epochs: _Epochs = None,
+    minutes: _Minutes = None,
+    seed: _Seed = 0,
+) -> None:
+    """Train a classifier and say how good it is; an interrupted run goes on. Not for diagnosis."""
+    _train(False, data, output, "cross_entropy", backbone, img_size, n_epochs, minutes, False, seed)
+
+
+def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img_size: int,
+           n_epochs: int | None, minutes: float | None, flip: bool, seed: int) -> None:
+    import numpy as np
+    import torch
+
+    from genailab_helpers.classification.backbones import build_backbone
+    from genailab_helpers.classification.cards import judge, model_card, of_films
+    from genailab_helpers.classification.metrics import choose_threshold
+    from genailab_helpers.classification.ordinal import LOSSES
+    from genailab_helpers.classification.training import Augmentation, save_classifier, train_classifier
+    from genailab_helpers.storage import whole_file
+
+    if img_size < 32:
+        raise ValueError(f"--img-size {img_size}: expected at least 32")
+    if loss not in LOSSES:
+        raise ValueError(f"--loss {loss}: expected one of {', '.join(LOSSES)}")
+    build_backbone(backbone, 2)  # refuse a name, or fetch weights, before anything is written
+    if n_epochs is None and minutes is None:
+        n_epochs = DEFAULT_EPOCHS
+    data = data.expanduser()
+    parts, split = _read_parts(data, img_size, seed, graded)
+    classes, labels = parts["train"].dataset.classes, of_films(parts["train"], "targets")
+    recipe: dict[str, Any] = {"data": str(data), "loss": loss, "backbone": backbone, "img_size": img_size,
+                              "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
+                              "classes": {name: labels.count(label) for label, name in enumerate(classes)}}
+    open_run(output, recipe)
+    typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items()))
+    typer.echo("\nBefore any training: what tells the classes apart besides the anatomy?")
+    audit, verdict, withheld = _examine(data)
+    typer.echo(audit)
+    result = train_classifier(parts["train"], parts["val"], loss, backbone, n_epochs=n_epochs,
+                              minutes=minutes, augmentation=Augmentation(flip=flip), classes=classes,
+                              seed=seed, checkpoint=output / STATE)
+    thresholds: dict[str, float] = {}
+    if not graded:
+        truth = np.array(of_films(parts["val"], "targets"))
+        found = result.model.predict(torch.stack([image for image, _ in parts["val"]])).probabilities
+        thresholds = {name: choose_threshold(truth == k, found[:, k]) for k, name in enumerate(classes)}
+    told = {**recipe, "data": data.resolve().name}  # a model that travels names no folder of this machine
+    save_classifier(output / MODEL, result.model, run=told, thresholds=thresholds)
+    typer.echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
+               f"the model is that of epoch {result.best_epoch + 1}, the best on val")
+    judgement = None if withheld else judge(result.model, parts, thresholds, seed)
+    if judgement is None:
+        typer.echo(withheld)
+    else:
+        typer.echo(f"\n{judgement}\n\n" + textwrap.fill(f"HEADLINE: {judgement.first}. {verdict}", 100))
+    training = {name: value for name, value in told.items() if name not in ("data", "classes")}
+    with whole_file(output / CARD) as path:
+        path.write_text(model_card(result, parts, judgement or withheld, told["data"], split, training,
+                                   thresholds, audit, verdict), encoding="utf-8")
+    what, command = ("Grade", "grade") if graded else ("Classify", "classify")
+    typer.echo(f"Not for diagnosis. All of this stands in {output / CARD}. "
+               f"{what} films with: genailab {command} {output} FILE...")
+
+
+def open_run(output: Path, recipe: dict[str, Any]) -> None:
+    """Begin a run, or check that the one in the folder is the same training."""
+    from genailab_helpers.storage import first_difference, whole_file
+
+    if (output / RECIPE).exists():
+        if difference := first_difference(read_recipe(output), recipe):
+            raise ValueError(f"{output}: holds another training ({difference}); choose another --output")
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "
+                              "choose another --output")
+    with whole_file(output / RECIPE) as path:
+        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """Read what `open_run` wrote."""
+    path = run / RECIPE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a run of `genailab train diffusion`")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        return {**recipe, "classes": {str(name): int(count) for name, count in recipe["classes"].items()}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no recipe of `genailab train` ({error}); train again") from error
+
+
+def _read_parts(data: Path, img_size: int, seed: int, graded: bool) -> tuple[dict[str, Any], str]:
+    """Read the parts of a data set as Subsets, train first, and say how they came about.
+
+    Without val, a fifth of the patients of train becomes it.
+    """
+    from torch.utils.data import Subset
+
+    from genailab_helpers.datasets.catalog import SPLITS, canonical_split
+    from genailab_helpers.datasets.folders import index_films
+    from genailab_helpers.statistics import grouped_folds
+
+    splits: dict[str, set[str]] = {}
+    for film in index_films(data):
+        if film.told_patient:
+            splits.setdefault(film.patient, set()).add(film.split)
+    if torn := sorted(patient for patient, held in splits.items() if len(held) > 1):
+        named = ", ".join(torn[:5]) + (f" and {len(torn) - 5} more" if len(torn) > 5 else "")
+        raise ValueError(f"{data}: films of the same patients lie in several of its parts ({named}); "
+                         "divide it again by patient: `genailab data split`")
+    folders = {canonical_split(path.name): path for path in sorted(data.iterdir()) if path.is_dir()}
+    folders = {name: folders[name] for name in SPLITS if name in folders}
+    if folders and "train" not in folders:
+        raise ValueError(f"{data}: holds {', '.join(folders)} alone; expected a folder train, too")
+    parts: dict[str, Any] = {}
+    for name, folder in (folders or {"train": data}).items():
+        films = _read_folder(folder, img_size)
+        _refuse_colours(folder, [path for path, _ in films.samples])
+        _check_classes(folder, films, parts["train"].dataset.classes if parts else None, graded)
+        parts[name] = Subset(films, range(len(films)))
+    train = parts["train"].dataset
+    for file in (folder / "dataset.json" for folder in (data, *folders.values())):
+        if file.is_file() and (numbered := _read_folder(file, img_size).classes) != train.classes:
+            raise ValueError(f"{file}: numbers the classes {', '.join(numbered)}; the folders give "
+                             f"{', '.join(train.classes)}: delete the file, or write it again with "
+                             "`genailab data label --replace`")
+    if "val" in parts:
+        return parts, f"The folders {', '.join(parts)} are as they were found."
+    for label, name in enumerate(train.classes):
+        patients = {of for of, target in zip(train.patients, train.targets, strict=True) if target == label}
+        if len(patients) < 5 and not graded:
+            raise ValueError(f"{folders.get('train', data)}: films of {len(patients)} patients of {name}; "
+                             "expected 5 or more, of whom a fifth becomes val, or a folder val")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a grade with fewer patients than folds
+        kept, held_out = grouped_folds(train.patients, 5, seed, train.targets)[0]
+    parts |= {"train": Subset(train, kept.tolist()), "val": Subset(train, held_out.tolist())}
+    return ({name: parts[name] for name in SPLITS if name in parts},
+            f"val is a fifth of the patients of train, drawn with seed {seed}.")
+
+
+def _read_folder(place: Path, img_size: int) -> "RadiographFolder":
+    """Read the films of a folder or label file that can be read, and name the others on stdout."""
+    from genailab_helpers.datasets.folders import RadiographFolder
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        films = RadiographFolder(place, img_size, on_unreadable="skip")
+    for warning in caught:
+        typer.echo(f"{place}: {warning.message}")
+    return films
+
+
+def _check_classes(folder: Path, films: "RadiographFolder", of_train: list[str] | None, graded: bool) -> None:
+    """Refuse a part with other classes than it should have, or with too few films of one."""
+    from genailab_helpers.datasets.catalog import GRADES
+
+    found = films.classes
+    if graded and found != list(GRADES):
+        raise ValueError(f"{folder}: holds the classes {', '.join(found)}; expected folders {GRADES[0]} to "
+                         f"{GRADES[-1]}; for classes there is `genailab train classifier`")
+    if not graded and found == list(GRADES):
+        raise ValueError(f"{folder}: holds grades; expected classes without an order; for grades there is "
+                         "`genailab train grader`")
+    if len(found) < 2:
+        raise ValueError(f"{folder}: holds one class, {found[0]}; expected two or more class folders")
+    if of_train and (strange := [name for name in found if name not in of_train]):
+        raise ValueError(f"{folder}: holds {', '.join(strange)}, which train lacks; expected the classes of "
+                         f"train, {', '.join(of_train)}")
+    least = 0 if graded and of_train else 1 if of_train else 2
+    for name in of_train or found:
+        count = films.targets.count(found.index(name)) if name in found else 0
+        if count < least:
+            raise ValueError(f"{folder}: {count} readable films of {name}; expected at least {least} of each "
+                             f"{'grade' if graded else 'class'}, {', '.join(of_train or found)}")
+
+
+def _refuse_colours(folder: Path, paths: Sequence[str]) -> None:
+    """Refuse a folder most of whose pictures are in colour; a film with a tint is not."""
+    import numpy as np
+    from PIL import Image
+
+    from genailab_helpers.radiographs import inspect_radiograph
+
+    looked_at = paths[::-(-len(paths) // 100)]  # up to 100
+    colours = []
+    for path in looked_at:
+        if inspect_radiograph(path).format == "DICOM":
+            continue  # no photograph
+        with Image.open(path) as image:
+            image.draft(None, (64, 64))
+            pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
+        # the first axis is light and dark, in any tint; what is left is change of colour
+        axes = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
+        colours.append(float(np.sqrt((axes[1:]**2).sum() / len(pixels))))
+    n_coloured = sum(colour > COLOURED for colour in colours)
+    if n_coloured > len(looked_at) / 2:
+        raise ValueError(f"{folder}: {n_coloured} of {len(looked_at)} pictures looked at are in colour "
+                         f"(channels differ by {np.median(colours):.0f} of 255 levels); expected "
+                         "radiographs, which are grey")
+
+
+def _examine(data: Path) -> tuple[str, str, str]:
+    """Return what the audit says, what that means for scores, and why none is shown or ""."""
+    from genailab_helpers.datasets.shortcuts import audit_shortcuts, label_signal
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of films that cannot be read, which was said already
+        try:
+            report, signal = audit_shortcuts(data), label_signal(data)
+        except ValueError as error:  # too few patients
+            reason = str(error).removeprefix(f"{data}: ")
+            return (f"Shortcuts and label signal: not looked for ({reason}).",
+                    "Whether shortcuts give the classes away is not known.",
+                    f"No score is shown: whether the labels can be learned cannot be told ({reason}).")
+    warning = " SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE DISEASE." * bool(report.flagged)
+    withheld = "" if signal.signal else ("No score is shown: what looks better than chance here is chance. "
+                                         "Check who labelled the films, and whether files were mixed up.")
+    return f"{report}\n{signal}", report.verdict + warning, withheld
+
+
+def grade(model: _Model, files: _Files) -> None:
+    """Grade films: grade and probabilities. Not for diagnosis."""
+    from genailab_helpers.datasets.catalog import GRADE_NAMES
+
+    grader, _ = _load(model, graded=True)
+    for file, probabilities, decoded in _predict(grader, files):
+        each = ", ".join(f"{name} {p:.2f}" for name, p in zip(GRADE_NAMES, probabilities, strict=True))
+        typer.echo(f"{file}: grade {decoded} {GRADE_NAMES[decoded]} ({each})")
+    typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
+
+
+def classify(model: _Model, files: _Files) -> None:
+    """Classify films: class, probabilities, thresholds reached. Not for diagnosis."""
+    classifier, thresholds = _load(model, graded=False)
+    for file, probabilities, decoded in _predict(classifier, files):
+        found = dict(zip(classifier.classes, probabilities.tolist(), strict=True))
+        each = ", ".join(f"{name} {p:.2f}" for name, p in found.items())
+        reached = ", ".join(name for name, p in found.items() if p >= thresholds[name]) or "none"
+        typer.echo(f"{file}: {classifier.classes[decoded]} ({each}); threshold reached: {reached}")
+    typer.echo("Thresholds, chosen in training: "
+               + ", ".join(f"{name} {thresholds[name]:.2f}" for name in classifier.classes))
+    typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
+
+
+def _load(model: Path, graded: bool) -> "tuple[Classifier, dict[str, float]]":
+    """Read a model of the right kind, and its thresholds."""
+    from genailab_helpers.classification.training import load_classifier
+    from genailab_helpers.datasets.catalog import GRADES
+    from genailab_helpers.storage import load_checkpoint
+
+    path = model / MODEL if model.is_dir() else model
+    classifier = load_classifier(path)
+    if (classifier.classes == list(GRADES)) != graded:
+        kind, other = ("grader", "classify") if graded else ("classifier", "grade")
+        raise ValueError(f"{path}: holds a model of the classes {', '.join(classifier.classes)}; expected "
+                         f"one of `genailab train {kind}`; this one is for `genailab {other}`")
+    thresholds = load_checkpoint(path).recipe.get("thresholds") or {}
+    if not graded and set(thresholds) != set(classifier.classes):
+        raise ValueError(f"{path}: holds no thresholds of its classes; expected a model of "
+                         "`genailab train classifier`")
+    return classifier, thresholds
+
+
+def _predict(model: "Classifier", files: Sequence[Path]) -> Iterator[tuple[Path, Any, int]]:
+    """Yield each film with its probabilities and the number of its grade or class."""
+    import torch
+
+    from genailab_helpers.radiographs import read_radiograph
+
+    films = torch.stack([read_radiograph(file, model.img_size) for file in files])
+    probabilities, decoded = model.predict(films)
+    yield from zip(files, probabilities, decoded.tolist(), strict=True)

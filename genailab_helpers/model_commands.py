@@ -93,8 +93,8 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
                               "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
                               "classes": {name: labels.count(label) for label, name in enumerate(classes)}}
     open_run(output, recipe)
-    typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items()))
-    typer.echo("\nBefore any training: what tells the classes apart besides the anatomy?")
+    typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items())
+               + "\n\nBefore any training: what tells the classes apart besides the anatomy?")
     audit, verdict, withheld = _examine(data)
     typer.echo(audit)
     result = train_classifier(parts["train"], parts["val"], loss, backbone, n_epochs=n_epochs,
@@ -114,13 +114,11 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
         typer.echo(withheld)
     else:
         typer.echo(f"\n{judgement}\n\n" + textwrap.fill(f"HEADLINE: {judgement.first}. {verdict}", 100))
-    training = {name: value for name, value in told.items() if name not in ("data", "classes")}
     with whole_file(output / CARD) as path:
-        path.write_text(model_card(result, parts, judgement or withheld, told["data"], split, training,
-                                   thresholds, audit, verdict), encoding="utf-8")
-    what, command = ("Grade", "grade") if graded else ("Classify", "classify")
-    typer.echo(f"Not for diagnosis. All of this stands in {output / CARD}. "
-               f"{what} films with: genailab {command} {output} FILE...")
+        path.write_text(model_card(result, parts, judgement or withheld, told, split, thresholds, audit,
+                                   verdict), encoding="utf-8")
+    typer.echo(f"Not for diagnosis. All of this stands in {output / CARD}. Use the model with: "
+               f"genailab {'grade' if graded else 'classify'} {output} FILE...")
 
 
 def open_run(output: Path, recipe: dict[str, Any]) -> None:
@@ -166,9 +164,9 @@ def _read_parts(data: Path, img_size: int, seed: int, graded: bool) -> tuple[dic
         if film.told_patient:
             splits.setdefault(film.patient, set()).add(film.split)
     if torn := sorted(patient for patient, held in splits.items() if len(held) > 1):
-        named = ", ".join(torn[:5]) + (f" and {len(torn) - 5} more" if len(torn) > 5 else "")
-        raise ValueError(f"{data}: films of the same patients lie in several of its parts ({named}); "
-                         "divide it again by patient: `genailab data split`")
+        raise ValueError(f"{data}: the films of {len(torn)} patients ({', '.join(torn[:5])}"
+                         f"{', ...' * (len(torn) > 5)}) lie in several of its parts; divide it again by "
+                         "patient: `genailab data split`")
     folders = {canonical_split(path.name): path for path in sorted(data.iterdir()) if path.is_dir()}
     folders = {name: folders[name] for name in SPLITS if name in folders}
     if folders and "train" not in folders:

@@ -1,7 +1,6 @@
 """What a trained model is worth, and a model card that says so beside what the model was made from."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -107,31 +106,28 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     logits = model.logits(torch.stack([image for image, _ in parts[part]]))
     before, after = (model.loss.probabilities(z).numpy() for z in (logits, logits / model.temperature))
     decoded = model.loss.decode(logits).numpy()
-    if graded:
-        table = metrics.grade_metrics(labels, {seed: decoded}, {seed: after}, patients)
-    else:
-        frozen = {seed: [thresholds[name] for name in classes]}
-        table = metrics.class_metrics(labels, {seed: after}, frozen, patients)
+    table = (metrics.grade_metrics(labels, {seed: decoded}, {seed: after}, patients) if graded else
+             metrics.class_metrics(labels, {seed: after}, {seed: [thresholds[name] for name in classes]},
+                                   patients))
     scores: dict[str, Score] = {}
     for field, value in vars(table).items():
         name = field.replace("_", " ")
         scores |= {name: value} if isinstance(value, Score) else {
             f"{name} {of}": score for of, score in zip(classes, value, strict=False)}  # a threshold fewer
 
-    common = Counter(of_films(parts["train"], "targets")).most_common(1)[0][0]
+    common = np.bincount(of_films(parts["train"], "targets")).argmax()
     grey = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     grey.fit(_moments(parts["train"]), of_films(parts["train"], "targets"))
     always = np.eye(len(classes))[[common] * len(labels)]
     guesses = {f"always {classes[common]}, the most common of train": always,
                "mean and spread of the grey values alone (logistic regression)":
                    grey.predict_proba(_moments(parts[part]))}
-    of_labels: list[metrics.Metric] = [metrics.accuracy, metrics.balanced_accuracy]
-    of_labels += [metrics.mae, metrics.qwk] if graded else []
+    by_label: list[metrics.Metric] = [metrics.accuracy, metrics.balanced_accuracy]
+    by_label += [metrics.mae, metrics.qwk] if graded else []
     baselines: dict[str, dict[str, tuple[Score, Score]]] = {}
     for what, guess in guesses.items():
-        compared = [(metric, decoded, guess.argmax(1)) for metric in of_labels]
-        if not graded:
-            compared.append((metrics.macro_auroc, after, guess))
+        compared = [(metric, decoded, guess.argmax(1)) for metric in by_label]
+        compared += [] if graded else [(metrics.macro_auroc, after, guess)]
         baselines[what] = {metric.__name__.replace("_", " "): (
             metrics.score(metric, labels, {seed: theirs}, patients),
             metrics.difference(metric, labels, {seed: ours}, {seed: theirs}, patients))
@@ -147,8 +143,8 @@ def _moments(part: Any) -> np.ndarray:
     return np.array([[image.mean().item(), image.std().item()] for image, _ in part])
 
 
-def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgement | str, data: str,
-               split: str, recipe: Mapping[str, Any], thresholds: Mapping[str, float], audit: str,
+def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgement | str,
+               recipe: Mapping[str, Any], split: str, thresholds: Mapping[str, float], audit: str,
                verdict: str) -> str:
     """Write what a user of a model has to know, as Markdown.
 
@@ -160,12 +156,10 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
         As for `judge`. Their films are read once more, for their hashes.
     judged : Judgement or str
         From `judge`; or why no score is shown.
-    data : str
-        Name of the data set, not its place on this machine.
+    recipe : mapping of str to str or number
+        Arguments of the training; `data` is the name of the data set, not its place on this machine.
     split : str
         A sentence: how train, val and test came about.
-    recipe : mapping of str to str or number
-        Arguments of the training.
     thresholds : mapping of str to float
         Of each class; empty for a model of grades.
     audit, verdict : str
@@ -188,20 +182,17 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     training = {**recipe, "classes": "each drawn equally often", "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
                 "seconds": round(result.seconds), "torch": torch.__version__}
-    limits = ["Trained and tested on this one data set; films of another hospital, age, view or device were "
-              "not tried.",
-              "Intervals are over patients. They leave out what another seed of the training, or another "
-              "hospital, would change."]
+    limits = ["Films of another hospital, age, view or device were not tried.",
+              "Intervals are over patients; what another seed of the training would change is not in them."]
     if untold := sum(map(_untold, parts.values())):
         limits.append(f"Nothing tells the patient of {untold} films, which count as one patient each: "
                       "several films of one person may be on both sides.")
-    if thresholds:
-        limits.append("PPV and NPV hold for the class shares of these films alone.")
     scores = [judged] if isinstance(judged, str) else [
         f"**{judged.first}.** {verdict}", f"```text\n{judged}\n```",
         f"Calibration: temperature {model.temperature:.3f}, fitted on val. Calibration error (ECE) on "
         f"{judged.part} before: {judged.ece_before}; after: {judged.scores['ece']}."]
     if thresholds:
+        limits.append("PPV and NPV hold for the class shares of these films alone.")
         scores.append("Thresholds, chosen on val and frozen: "
                       + ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items()) + ".")
     return "\n\n".join([
@@ -212,7 +203,7 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
         f"{model.img_size}x{model.img_size} pixels. It is for learning how such models are made and judged, "
         "not for diagnosis, triage or any decision about a person. Use it with "
         f"`genailab {'grade' if model.classes == list(GRADES) else 'classify'}`.",
-        "## Data", f"`{data}`. {split} No known patient is in two parts.",
+        "## Data", f"`{recipe['data']}`. {split} No known patient is in two parts.",
         _table(["part", "films", "patients", *model.classes, "SHA-256"], films),
         "A hash is that of the sorted SHA-256 sums of the files of a part, one a line.",
         "## Training", _table(["argument", "value"], training.items()),
@@ -226,11 +217,9 @@ def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _hash(part: Any) -> str:
-    sums = []
-    for path, _ in of_films(part, "samples"):
-        with Path(path).open("rb") as file:
-            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256("".join(f"{line}\n" for line in sorted(sums)).encode()).hexdigest()
+    paths = [Path(path) for path, _ in of_films(part, "samples")]
+    sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return hashlib.sha256("".join(f"{line}\n" for line in sums).encode()).hexdigest()
 
 
 def _untold(part: Any) -> int:

@@ -223,5 +223,5 @@ def test_patients_on_both_sides_are_refused_by_name(graded: Path, tmp_path: Path
     left = next((data / "train" / "grade_2").iterdir())
     shutil.copy(left, data / "val" / "grade_2" / left.name.replace("L.", "R."))  # the other knee
     line = complaint(capsys, "train", "grader", "--data", data, "--output", tmp_path / "run", *QUICK)
-    assert f"lie in several of its parts ({left.stem[:-1]})" in line
+    assert f"films of 1 patients ({left.stem[:-1]}) lie in several of its parts" in line
     assert not (tmp_path / "run").exists()

@@ -272,10 +272,15 @@ def _examine(data: Path) -> tuple[str, str, str]:
             return (f"Shortcuts and label signal: not looked for ({reason}).",
                     "Whether shortcuts give the classes away is not known.",
                     f"No score is shown: whether the labels can be learned cannot be told ({reason}).")
-    warning = " SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE DISEASE." * bool(report.flagged)
+    verdict = report.verdict
+    if report.flagged:
+        reached = max(row.balanced for row in report.rows if row.flagged)
+        verdict += (f" From that alone a tiny model reaches balanced accuracy {reached:.3f} (chance "
+                    f"{1 / len(report.classes):.3f}), SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE "
+                    "DISEASE.")
     withheld = "" if signal.signal else ("No score is shown: what looks better than chance here is chance. "
                                          "Check who labelled the films, and whether files were mixed up.")
-    return f"{report}\n{signal}", report.verdict + warning, withheld
+    return f"{report}\n{signal}", verdict, withheld
 
 
 def grade(model: _Model, files: _Files) -> None:

@@ -70,12 +70,13 @@ class Judgement:
         if any(score.low == score.high for score in self.scores.values()):
             lines.append("An interval without width means too few films for one, not certainty.")
         for what, rows in self.baselines.items():
-            lines.append(f"\n{what}, and how much better the model is:")
+            lines.append(f"\n{what}; difference: the model's score minus this one's"
+                         + " (for mae, below 0 is better)" * ("mae" in rows))
             lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
         lines.append(f"\nshare told right of the films of each class:\n{self.by_class}")
         if self.part == "val":
-            lines.append("Epoch, temperature and thresholds were chosen on these films, which flatters the "
-                         "model; a folder test/ does not.")
+            lines.append("Epoch, temperature and any thresholds were chosen on these films, which flatters "
+                         "the model; a folder test/ does not.")
         return "\n".join(lines)
 
 

@@ -163,6 +163,11 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab: Comma
     verdict = " ".join(said.split("HEADLINE: ")[1].split())
     assert "Shortcut: 2-pixel frame" in verdict
     assert "SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE DISEASE" in verdict
+    frame = re.search(r"^2-pixel frame +\S+ \[\S+ \S+ +(\S+)", said, re.MULTILINE)
+    alone = re.search(r"tiny model reaches balanced accuracy (\S+) \(chance 0\.333\)", verdict)
+    assert frame
+    assert alone
+    assert float(alone[1]) >= float(frame[1]) > 0.9
     card = (genailab.output / "model_card.md").read_text()
     headline = next(line for line in card.splitlines() if line.startswith("**balanced accuracy on test"))
     assert "SO A GOOD SCORE DOES NOT SHOW" in headline

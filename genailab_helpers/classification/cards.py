@@ -73,7 +73,7 @@ class Judgement:
             lines.append(f"\n{what}; difference: the model's score minus this one's"
                          + " (for mae, below 0 is better)" * ("mae" in rows))
             lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
-        lines.append(f"\nshare told right of the films of each class:\n{self.by_class}")
+        lines.append(f"\nshare of each class told right (by the most probable class):\n{self.by_class}")
         if self.part == "val":
             lines.append("Epoch, temperature and any thresholds were chosen on these films, which flatters "
                          "the model; a folder test/ does not.")

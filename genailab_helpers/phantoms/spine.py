@@ -200,7 +200,7 @@ def sample_spines(n_samples: int, seed: int = 0, view: str = "lateral") -> Spine
 
 
 def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 32) -> SpineRender:
+                  batch_size: int = 16) -> SpineRender:
     """Project spines to films.
 
     Parameters
@@ -211,7 +211,7 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
         Side of the square films in pixels, at least 16.
     masks : bool, default False
         Whether to return where vertebrae, discs and each sign of wear lie.
-    batch_size : int, default 32
+    batch_size : int, default 16
         Spines drawn at a time by each thread; bounds the memory and changes no pixel.
 
     Returns

@@ -114,7 +114,8 @@ def test_widened_masks_hold_all_pixels_within_reach() -> None:
     masks[0, 3, 4] = masks[1, 0, 0] = True
     wide = widen(masks, 2)
     assert wide.dtype == torch.bool
-    assert torch.equal(torch.nonzero(wide[0]), torch.tensor([[y, x] for y in range(1, 6) for x in range(2, 7)]))
+    square = [[y, x] for y in range(1, 6) for x in range(2, 7)]
+    assert torch.equal(torch.nonzero(wide[0]), torch.tensor(square))
     assert torch.equal(torch.nonzero(wide[1]), torch.tensor([[y, x] for y in range(3) for x in range(3)]))
     assert torch.equal(widen(masks, 0), masks)
 

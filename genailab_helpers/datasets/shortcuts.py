@@ -119,9 +119,12 @@ class ShortcutReport:
             return ("No shortcut found in file properties, frame or corners; that does not prove that "
                     "there is none.")
         worst = max(flagged, key=lambda row: _gain(row.clearest_score, row.clearest_chance))
+        how = (f"{worst.clearest} or not, accuracy {worst.clearest_score:.3f}, chance "
+               f"{worst.clearest_chance:.3f}")
+        if worst.clearest_score <= worst.clearest_chance:  # better than chance only over all classes
+            how = f"balanced accuracy {worst.balanced:.3f}, chance {1 / len(self.classes):.3f}"
         return (f"Shortcut: {', '.join(self.flagged)} give the class away without any anatomy ({worst.name}: "
-                f"{worst.clearest} or not, accuracy {worst.clearest_score:.3f}, chance "
-                f"{worst.clearest_chance:.3f}); a model trained on these films may learn that instead.")
+                f"{how}); a model trained on these films may learn that instead.")
 
     def __str__(self) -> str:
         head = (f"{', '.join(self.classes)}: {self.n_films} films of {self.rows[0].score.n} patients"

@@ -156,7 +156,8 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     tensors, recipe = load_checkpoint(path)
     if recipe.get("kind") != "classifier":
-        raise ValueError(f"{path}: holds no classifier; expected a model of `genailab train grader`")
+        raise ValueError(f"{path}: holds no classifier; expected a model of `genailab train grader` or "
+                         "`genailab train classifier`")
     loss = LOSSES[recipe["loss"]](len(recipe["classes"]))
     network = build_backbone(recipe["backbone"], loss.head, pretrained=False).eval()
     load_weights(network, tensors, path)

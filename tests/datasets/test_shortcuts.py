@@ -244,8 +244,9 @@ def test_measured_shortcuts_of_a_real_set_come_out(real_data: Path) -> None:
 
 def test_a_verdict_never_argues_with_an_accuracy_below_chance() -> None:
     def report(clearest_score: float) -> str:
-        row = shortcuts.ShortcutRow("2-pixel frame", Interval(0.41, 0.38, 0.44, 300), 0.31, 0.27, 0.0002, True,
-                                    "grade_0", clearest_score, 0.73)
+        score = Interval(0.41, 0.38, 0.44, 300)
+        row = shortcuts.ShortcutRow("2-pixel frame", score, 0.31, 0.27, 0.0002, True, "grade_0",
+                                    clearest_score, 0.73)
         return shortcuts.ShortcutReport((row,), tuple(f"grade_{k}" for k in range(5)), 300, 0, 0).verdict
 
     assert "grade_0 or not, accuracy 0.760, chance 0.730" in report(0.76)

@@ -123,8 +123,9 @@ class ShortcutReport:
                f"{worst.clearest_chance:.3f}")
         if worst.clearest_score <= worst.clearest_chance:  # better than chance only over all classes
             how = f"balanced accuracy {worst.balanced:.3f}, chance {1 / len(self.classes):.3f}"
-        return (f"Shortcut: {', '.join(self.flagged)} give the class away without any anatomy ({worst.name}: "
-                f"{how}); a model trained on these films may learn that instead.")
+        give = "gives" if len(flagged) == 1 else "give"
+        return (f"Shortcut: {', '.join(self.flagged)} {give} the class away without any anatomy "
+                f"({worst.name}: {how}); a model trained on these films may learn that instead.")
 
     def __str__(self) -> str:
         head = (f"{', '.join(self.classes)}: {self.n_films} films of {self.rows[0].score.n} patients"

@@ -252,3 +252,4 @@ def test_a_verdict_never_argues_with_an_accuracy_below_chance() -> None:
     assert "grade_0 or not, accuracy 0.760, chance 0.730" in report(0.76)
     assert "balanced accuracy 0.310, chance 0.200" in report(0.68)
     assert "0.680" not in report(0.68)
+    assert "2-pixel frame gives the class away" in report(0.76)

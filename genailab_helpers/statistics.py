@@ -34,7 +34,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         width = self.high - self.low
         digits = 3
-        if 0 < width < math.inf:  # so many that the last one counts in steps of 2 to 20 % of the width
+        if 1e-9 < width < math.inf:  # so many that the last one counts in steps of 2 to 20 % of the width
             digits = min(6, max(0, math.floor(1.7 - math.log10(width))))
         value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in self[:3])  # no -0.0
         return f"{value} [{low}, {high}], n = {self.n}"

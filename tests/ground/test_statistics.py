@@ -156,3 +156,8 @@ def test_folds_follow_the_seed():
 def test_more_folds_than_patients_are_refused():
     with pytest.raises(ValueError, match="at least 5 patients for 5 folds, got 2"):
         grouped_folds(["a", "a", "b", "b", "b"], 5, seed=0)
+
+
+def test_rounding_errors_ask_for_no_more_digits() -> None:
+    assert str(Interval(1e-17, -1e-17, 2e-17, 40)) == "0.000 [0.000, 0.000], n = 40"
+    assert str(Interval(0.5, 0.4999, 0.5001, 40)).startswith("0.50000 [0.49990")

@@ -36,8 +36,8 @@ record: $(MADE) ## execute the notebooks and write their outputs, the reference 
 	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb
 
 bench: $(MADE_BENCH) ## run every bench_*.py script under tests/, one after the other
-	@set -e; for script in $$(find tests -name "bench_*.py" | sort); do \
-		echo "== $$script"; $(BIN)/python $$script; done
+	@missed=0; for script in $$(find tests -name "bench_*.py" | sort); do \
+		echo "== $$script"; $(BIN)/python $$script || missed=1; done; exit $$missed
 
 clean: ## remove the environment, build/ and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

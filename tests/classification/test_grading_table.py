@@ -85,3 +85,22 @@ def test_no_loss_beats_the_shipped_one_beyond_chance(bench: ModuleType, table: A
     for arm in bench.ARMS:
         gap = metrics.difference(metrics.qwk, label, runs[arm], runs[bench.SHIPPED], n_resamples=300)
         assert gap.low <= 0, f"{arm.name}: {gap}"
+
+
+def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(
+        bench: ModuleType, table: Any, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {(row["arm"], row["seed"]): row for row in table["rows"]}
+
+    def recorded(jobs: list[tuple[Any, int]], better: float = 0.0) -> list[dict[str, Any]]:
+        measured = (rows[arm.name, seed] for arm, seed in jobs)
+        return [{**row, "off_by_more_than_one": 0.004, "qwk": row["qwk"] + better} for row in measured]
+
+    monkeypatch.setattr(bench, "measure_all", recorded)
+    assert bench.main() == 0
+    assert capsys.readouterr().out.count("recorded") == len(bench.ARMS) + len(bench.SEEDS) - 1
+    monkeypatch.setattr(bench, "measure_all", lambda jobs: recorded(jobs, 0.04))
+    assert bench.main() == 1
+    monkeypatch.setattr(bench, "measure_all", lambda jobs: [{**row, "mae": 0.41} for row in recorded(jobs)])
+    assert bench.main() == 1
+    assert "MISSED  MAE" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def train_grader(
     output: _Output = Path("build/grader"),
     loss: Annotated[str, typer.Option(
         help="cross_entropy, soft_labels, squared_emd, qwk, coral or corn.",
-    )] = "coral",
+    )] = "soft_labels",
     backbone: _Backbone = "efficientnet_lite0",
     img_size: _Size = 224,
     n_epochs: _Epochs = None,

@@ -61,7 +61,7 @@ MINUTES_BAR = 20
 QWK_BAR, SHARE_OF_CEILING_BAR, MAE_BAR, OFF_BAR = 0.85, 0.95, 0.40, 0.01
 ECE_BAR, ECE_GAIN_BAR, POINTING_BAR = 0.05, 0.40, 0.80
 TOLERANCE = 2  # pixels around a sign, a quarter of a pixel of the maps
-AGAIN = 0.03  # training is chaotic: other threads, other last digits, another model nearly as good
+AGAIN = 0.015  # repeats are exact on one machine; other threads were seen to move kappa by .004
 
 
 class Arm(NamedTuple):

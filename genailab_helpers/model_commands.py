@@ -14,17 +14,15 @@ import typer
 
 if TYPE_CHECKING:
     from genailab_helpers.classification.training import Classifier
-    from genailab_helpers.datasets.folders import RadiographFolder
 
 RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
 CARD = "model_card.md"
 DEFAULT_EPOCHS = 15
-COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
 
 train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
 
 _Backbone = Annotated[str, typer.Option(
-    help="small_cnn, efficientnet_lite0, frozen_lite0, or a torchvision model such as resnet18.",
+    help="small_cnn, local_cnn, efficientnet_lite0, frozen_lite0, or a torchvision model such as resnet18.",
 )]
 _Output = Annotated[Path, typer.Option(help="Folder of the run.")]
 _Size = Annotated[int, typer.Option(help="Side of the films in pixels, at least 32.")]
@@ -77,6 +75,7 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
     from genailab_helpers.classification.metrics import choose_threshold
     from genailab_helpers.classification.ordinal import LOSSES
     from genailab_helpers.classification.training import Augmentation, save_classifier, train_classifier
+    from genailab_helpers.datasets.parts import read_parts
     from genailab_helpers.storage import whole_file
 
     if img_size < 32:
@@ -87,7 +86,7 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
     if n_epochs is None and minutes is None:
         n_epochs = DEFAULT_EPOCHS
     data = data.expanduser()
-    parts, split = _read_parts(data, img_size, seed, graded)
+    parts, split = read_parts(data, img_size, seed, graded)
     classes, labels = parts["train"].dataset.classes, of_films(parts["train"], "targets")
     recipe: dict[str, Any] = {"data": str(data), "loss": loss, "backbone": backbone, "img_size": img_size,
                               "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
@@ -146,117 +145,6 @@ def read_recipe(run: Path) -> dict[str, Any]:
         return {**recipe, "classes": {str(name): int(count) for name, count in recipe["classes"].items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no recipe of `genailab train` ({error}); train again") from error
-
-
-def _read_parts(data: Path, img_size: int, seed: int, graded: bool) -> tuple[dict[str, Any], str]:
-    """Read the parts of a data set as Subsets, train first, and say how they came about.
-
-    Without val, a fifth of the patients of train becomes it.
-    """
-    from torch.utils.data import Subset
-
-    from genailab_helpers.datasets.catalog import SPLITS, canonical_split
-    from genailab_helpers.datasets.folders import index_films
-    from genailab_helpers.statistics import grouped_folds
-
-    splits: dict[str, set[str]] = {}
-    for film in index_films(data):
-        if film.told_patient:
-            splits.setdefault(film.patient, set()).add(film.split)
-    if torn := sorted(patient for patient, held in splits.items() if len(held) > 1):
-        raise ValueError(f"{data}: the films of {len(torn)} patients ({', '.join(torn[:5])}"
-                         f"{', ...' * (len(torn) > 5)}) lie in several of its parts; divide it again by "
-                         "patient: `genailab data split`")
-    folders = {canonical_split(path.name): path for path in sorted(data.iterdir()) if path.is_dir()}
-    folders = {name: folders[name] for name in SPLITS if name in folders}
-    if folders and "train" not in folders:
-        raise ValueError(f"{data}: holds {', '.join(folders)} alone; expected a folder train, too")
-    parts: dict[str, Any] = {}
-    for name, folder in (folders or {"train": data}).items():
-        films = _read_folder(folder, img_size)
-        _refuse_colours(folder, [path for path, _ in films.samples])
-        _check_classes(folder, films, parts["train"].dataset.classes if parts else None, graded)
-        parts[name] = Subset(films, range(len(films)))
-    train = parts["train"].dataset
-    for file in (folder / "dataset.json" for folder in (data, *folders.values())):
-        if file.is_file() and (numbered := _read_folder(file, img_size).classes) != train.classes:
-            raise ValueError(f"{file}: numbers the classes {', '.join(numbered)}; the folders give "
-                             f"{', '.join(train.classes)}: delete the file, or write it again with "
-                             "`genailab data label --replace`")
-    if "val" in parts:
-        return parts, f"The folders {', '.join(parts)} are as they were found."
-    for label, name in enumerate(train.classes):
-        patients = {of for of, target in zip(train.patients, train.targets, strict=True) if target == label}
-        if len(patients) < 5 and not graded:
-            raise ValueError(f"{folders.get('train', data)}: films of {len(patients)} patients of {name}; "
-                             "expected 5 or more, of whom a fifth becomes val, or a folder val")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a grade with fewer patients than folds
-        kept, held_out = grouped_folds(train.patients, 5, seed, train.targets)[0]
-    parts |= {"train": Subset(train, kept.tolist()), "val": Subset(train, held_out.tolist())}
-    return ({name: parts[name] for name in SPLITS if name in parts},
-            f"val is a fifth of the patients of train, drawn with seed {seed}.")
-
-
-def _read_folder(place: Path, img_size: int) -> "RadiographFolder":
-    """Read the films of a folder or label file that can be read, and name the others on stdout."""
-    from genailab_helpers.datasets.folders import RadiographFolder
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        films = RadiographFolder(place, img_size, on_unreadable="skip")
-    for warning in caught:
-        typer.echo(f"{place}: {warning.message}")
-    return films
-
-
-def _check_classes(folder: Path, films: "RadiographFolder", of_train: list[str] | None, graded: bool) -> None:
-    """Refuse a part with other classes than it should have, or with too few films of one."""
-    from genailab_helpers.datasets.catalog import GRADES
-
-    found = films.classes
-    if graded and found != list(GRADES):
-        raise ValueError(f"{folder}: holds the classes {', '.join(found)}; expected folders {GRADES[0]} to "
-                         f"{GRADES[-1]}; for classes there is `genailab train classifier`")
-    if not graded and found == list(GRADES):
-        raise ValueError(f"{folder}: holds grades; expected classes without an order; for grades there is "
-                         "`genailab train grader`")
-    if len(found) < 2:
-        raise ValueError(f"{folder}: holds one class, {found[0]}; expected two or more class folders")
-    if of_train and (strange := [name for name in found if name not in of_train]):
-        raise ValueError(f"{folder}: holds {', '.join(strange)}, which train lacks; expected the classes of "
-                         f"train, {', '.join(of_train)}")
-    least = 0 if graded and of_train else 1 if of_train else 2
-    for name in of_train or found:
-        count = films.targets.count(found.index(name)) if name in found else 0
-        if count < least:
-            raise ValueError(f"{folder}: {count} readable films of {name}; expected at least {least} of each "
-                             f"{'grade' if graded else 'class'}, {', '.join(of_train or found)}")
-
-
-def _refuse_colours(folder: Path, paths: Sequence[str]) -> None:
-    """Refuse a folder most of whose pictures are in colour; a film with a tint is not."""
-    import numpy as np
-    from PIL import Image
-
-    from genailab_helpers.radiographs import inspect_radiograph
-
-    looked_at = paths[::-(-len(paths) // 100)]  # up to 100
-    colours = []
-    for path in looked_at:
-        if inspect_radiograph(path).format == "DICOM":
-            continue  # no photograph
-        with Image.open(path) as image:
-            image.draft(None, (64, 64))
-            pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
-        # the first axis is light and dark, in any tint; what is left is change of colour
-        axes = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
-        colours.append(float(np.sqrt((axes[1:]**2).sum() / len(pixels))))
-    n_coloured = sum(colour > COLOURED for colour in colours)
-    if n_coloured > len(looked_at) / 2:
-        raise ValueError(f"{folder}: {n_coloured} of {len(looked_at)} pictures looked at are in colour "
-                         f"(channels differ by {np.median(colours):.0f} of 255 levels); expected "
-                         "radiographs, which are grey")
 
 
 def _examine(data: Path) -> tuple[str, str, str]:

@@ -60,7 +60,9 @@ def preprocess(
     source: _Input,
     output: _Output,
     img_size: Annotated[int, typer.Option(help="Side of the films in pixels, at least 16.")] = 256,
-    fit: Annotated[str, typer.Option(help="letterbox (black bars) or squash (aspect lost).")] = "letterbox",
+    fit: Annotated[str, typer.Option(
+        help="letterbox (black bars), squash (aspect lost) or crop (middle square).",
+    )] = "letterbox",
     dry_run: _DryRun = False,
     replace: _Replace = False,
 ) -> None:

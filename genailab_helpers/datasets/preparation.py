@@ -224,7 +224,7 @@ def organize(root_dir: str | Path, output: str | Path, table: str | Path | None 
 
 
 def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
-               fit: Literal["letterbox", "squash"] = "letterbox", dry_run: bool = False,
+               fit: Literal["letterbox", "squash", "crop"] = "letterbox", dry_run: bool = False,
                replace: bool = False) -> Summary:
     """Write every film as a square grey 8-bit PNG, in the same tree.
 
@@ -236,8 +236,9 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
         Gets the tree of `root_dir` with suffixes `.png`, and `films.csv`.
     img_size : int, default 256
         Side in pixels, at least 16.
-    fit : {"letterbox", "squash"}, default "letterbox"
-        Whether the film keeps its aspect between black bars or fills the square.
+    fit : {"letterbox", "squash", "crop"}, default "letterbox"
+        Whether the film keeps its aspect between black bars, fills the square, or is cut to its middle
+        square. Bars and squashing tell a model what shape the file had; cutting does not.
     dry_run : bool, default False
         Only say what would be done; unreadable films are not found then.
     replace : bool, default False
@@ -259,8 +260,8 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
     -----
     Black and white are the ends of the scale, as `read_radiograph` defines it; reduction is antialiased.
     """
-    if fit not in ("letterbox", "squash"):
-        raise ValueError(f'fit={fit!r}: expected "letterbox" or "squash"')
+    if fit not in ("letterbox", "squash", "crop"):
+        raise ValueError(f'fit={fit!r}: expected "letterbox", "squash" or "crop"')
     check_img_size(img_size)
     target = _check_places(root_dir, output, replace)
     left_out: dict[str, list[str]] = {}
@@ -272,7 +273,7 @@ def preprocess(root_dir: str | Path, output: str | Path, img_size: int = 256,
               for name, film in zip(names, films, strict=True)]
     unreadable: list[tuple[str, str]] = []
     if not dry_run:
-        make = partial(_resize, img_size=img_size, squash=fit == "squash")
+        make = partial(_resize, img_size=img_size, fit=fit)
         plan = _plan(f"preprocess {img_size} {fit}", placed)
         _build(target, plan, partial(_fill, placed, make, unreadable), replace)
     bad = {name for name, _ in unreadable}
@@ -698,10 +699,14 @@ def _link(source: Path, target: Path) -> None:
                       "choose the mode copy") from error
 
 
-def _resize(source: Path, target: Path, img_size: int, squash: bool) -> None:
-    film = read_radiograph(source, img_size if squash else None)
+def _resize(source: Path, target: Path, img_size: int, fit: str) -> None:
+    film = read_radiograph(source, img_size if fit == "squash" else None)
     unit = ((film[0] + 1) / 2).numpy()
-    if not squash:
+    if fit == "crop":
+        side = min(unit.shape)
+        top, left = ((length - side) // 2 for length in unit.shape)
+        unit = unit[top:top + side, left:left + side]
+    if fit != "squash":
         scale = img_size / max(unit.shape)
         height, width = (max(1, round(side * scale)) for side in unit.shape)
         unit = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))

@@ -103,7 +103,7 @@ def test_a_full_target_is_refused_until_told(run: Run, raw: Path) -> None:
     (["organize", "--input", "raw", "--output", "out", "--table", "absent.csv"], "absent.csv"),
     (["organize", "--input", "raw", "--output", "out", "--classes", "Normal"], "known class"),
     (["preprocess", "--input", "raw", "--output", "out", "--img-size", "3"], "img_size=3"),
-    (["preprocess", "--input", "raw", "--output", "out", "--fit", "crop"], "letterbox"),
+    (["preprocess", "--input", "raw", "--output", "out", "--fit", "stretch"], "letterbox"),
     (["split", "--input", "raw", "--output", "out", "--ratios", "70,x"], "0.7,0.15,0.15"),
     (["split", "--input", "raw", "--output", "out", "--ratios", "70,15,15"], "sum to 1"),
     (["split", "--input", "raw", "--output", "out", "--mode", "move"], "manifest"),

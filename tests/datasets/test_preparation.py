@@ -316,7 +316,19 @@ def test_letterbox_keeps_the_aspect_and_squash_fills(tmp_path: Path) -> None:
     assert read_radiograph(tmp_path / "full" / "Normal" / "tall.png").min() == 1
 
 
-@pytest.mark.parametrize("fit", ["letterbox", "squash"])
+def test_crop_keeps_the_middle_square_whatever_the_shape(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    film = np.zeros((60, 100), np.uint8)
+    film[:, 20:80] = np.arange(60, dtype=np.uint8)[:, None] * 4
+    Image.fromarray(film).save(tmp_path / "raw" / "wide.png")
+    Image.fromarray(film.T).save(tmp_path / "raw" / "tall.png")
+    preprocess(tmp_path / "raw", tmp_path / "out", 60, "crop")
+    for name, expected in (("wide", film[:, 20:80]), ("tall", film[:, 20:80].T)):
+        with Image.open(tmp_path / "out" / f"{name}.png") as image:
+            assert np.array_equal(np.asarray(image), expected), name
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "squash", "crop"])
 def test_reduction_is_antialiased(tmp_path: Path, fit: str) -> None:
     (tmp_path / "raw").mkdir()
     stripes = np.zeros((256, 256), np.uint8)

@@ -12,6 +12,7 @@ the size of the zone, which depends on the other chests of the batch, changes no
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ class ChestRender:
     masks: dict[str, Tensor]
 
 
-def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = "Normal",
+def sample_chests(n_samples: int, seed: int = 0,
+                  finding: str | Sequence[str] | Mapping[str, float] = "Normal",
                   confounders: Mapping[str, float | Mapping[str, float]] | None = None) -> ChestAnatomy:
     """Draw the anatomy of chests at random.
 
@@ -152,8 +154,9 @@ def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = 
         1,000.
     seed : int, default 0
         At least 0.
-    finding : str or sequence of str, default "Normal"
-        One of FINDINGS, or several, of which each chest gets one with equal chance.
+    finding : str, sequence of str or mapping of str to float, default "Normal"
+        One of FINDINGS, or several, of which each chest gets one with equal chance, or with a chance in
+        proportion to the numbers of a mapping.
     confounders : mapping, optional
         How often a film carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
         [0, 1], or a mapping from finding to rate (0 for findings that are not named). Default: never.
@@ -171,13 +174,66 @@ def sample_chests(n_samples: int, seed: int = 0, finding: str | Sequence[str] = 
     findings = [finding] if isinstance(finding, str) else list(finding)
     if not findings or any(f not in FINDINGS for f in findings):
         raise ValueError(f"finding: expected one or several of {', '.join(FINDINGS)}; got {finding!r}")
+    weights = np.array([finding[f] if isinstance(finding, Mapping) else 1.0 for f in findings])
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError(f"finding: expected numbers of at least 0, not all 0; got {finding!r}")
     rates = _confounder_rates(confounders or {})
     fields, uniform = draw_fields(ChestAnatomy, n_samples, seed, 2 + len(CONFOUNDERS))
-    classes = np.array([FINDINGS.index(f) for f in findings])[(uniform[:, 0] * len(findings)).astype(int)]
+    ends = (weights / weights.sum()).cumsum()[:-1]
+    classes = np.array([FINDINGS.index(f) for f in findings])[np.searchsorted(ends, uniform[:, 0], "right")]
     return ChestAnatomy(
         **fields, severity=torch.from_numpy(0.05 + 0.95 * uniform[:, 1]).float(),
         finding=torch.from_numpy(classes),
         confounders=torch.from_numpy(uniform[:, 2:] < rates[classes]))
+
+
+class Hospital(NamedTuple):
+    """Where films come from: whom it sees, and how it takes and marks its films.
+
+    Attributes
+    ----------
+    finding : mapping of str to float
+        How common each finding is, as `sample_chests` takes it.
+    confounders : mapping of str to float
+        How often a film carries each confounder, whatever its finding.
+    shifts : mapping of str to float
+        Added to fields of `ChestAnatomy`: another machine, another taste.
+    """
+
+    finding: Mapping[str, float]
+    confounders: Mapping[str, float]
+    shifts: Mapping[str, float]
+
+
+HOSPITALS = {
+    "A": Hospital({"Normal": 40, "COVID": 20, "Lung_Opacity": 20, "Viral Pneumonia": 20},
+                  {"text": 0.5, "exposure": 0.1}, {}),
+    "B": Hospital({"Normal": 70, "COVID": 10, "Lung_Opacity": 10, "Viral Pneumonia": 10},
+                  {"border": 0.8, "exposure": 0.5, "collimation": 0.3},
+                  {"window": 0.5, "contrast": -0.15, "scatter": 0.1}),
+}
+
+
+def sample_hospital(n_samples: int, hospital: str | Hospital, seed: int = 0) -> ChestAnatomy:
+    """Draw the patients of a hospital; parameters and errors as in `sample_chests`.
+
+    Parameters
+    ----------
+    hospital : str or Hospital
+        One of HOSPITALS, whose patients differ in nothing but how often they are ill and how the film is
+        taken; or another one.
+
+    Returns
+    -------
+    ChestAnatomy
+        N chests.
+    """
+    if isinstance(hospital, str):
+        if hospital not in HOSPITALS:
+            raise ValueError(f"hospital={hospital!r}: expected one of {', '.join(HOSPITALS)}, or a Hospital")
+        hospital = HOSPITALS[hospital]
+    chests = sample_chests(n_samples, seed, hospital.finding, hospital.confounders)
+    return chests.changed(**{name: getattr(chests, name) + by for name, by in hospital.shifts.items()})
 
 
 def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) -> np.ndarray:

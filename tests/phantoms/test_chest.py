@@ -17,11 +17,13 @@ from torch import Tensor
 from genailab_helpers.phantoms.chest import (
     CONFOUNDERS,
     FINDINGS,
+    HOSPITALS,
     STRUCTURES,
     ChestAnatomy,
     ChestRender,
     render_chests,
     sample_chests,
+    sample_hospital,
     trace,
 )
 
@@ -102,6 +104,8 @@ def test_impossible_sizes(img_size: Any) -> None:
 @pytest.mark.parametrize(("arguments", "named"), [
     ({"n_samples": 0}, "n_samples"), ({"n_samples": 2.0}, "n_samples"), ({"seed": -1}, "seed"),
     ({"seed": True}, "seed"), ({"finding": "Flu"}, "Flu"), ({"finding": []}, "finding"),
+    ({"finding": {"Normal": -1, "COVID": 2}}, "finding"),
+    ({"finding": {"Normal": 0}}, "finding"), ({"finding": {"Flu": 1}}, "Flu"),
     ({"confounders": {"ring": 0.5}}, "ring"), ({"confounders": {"text": 1.5}}, "1.5"),
     ({"confounders": {"text": {"Flu": 0.5}}}, "Flu"), ({"confounders": {"text": math.nan}}, "nan")])
 def test_wrong_wishes_are_named(arguments: dict[str, Any], named: str) -> None:
@@ -199,6 +203,34 @@ def test_confounders_come_at_their_rates() -> None:
             # five standard errors of a proportion
             off = abs(float(here.mean()) - rate)
             assert off <= 5 * math.sqrt(rate * (1 - rate) / len(here)) + 1e-6, (name, finding)
+
+
+def test_a_mapping_of_findings_gives_shares() -> None:
+    chests = sample_chests(4000, 5, {"Normal": 6, "COVID": 3, "Pneumonia": 1, "Lung_Opacity": 0})
+    shares = torch.bincount(chests.finding, minlength=5) / 4000
+    for share, expected in zip(shares.tolist(), (0.6, 0.1, 0.3, 0.0, 0.0), strict=True):
+        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / 4000)
+    three = ["Normal", "COVID", "Pneumonia"]
+    equal = sample_chests(300, 5, dict.fromkeys(three, 7)).finding
+    assert torch.equal(equal, sample_chests(300, 5, three).finding)
+
+
+def test_hospitals_differ_in_prevalence_marks_and_machine_and_in_nothing_else() -> None:
+    here, there = (sample_hospital(2000, name, 6) for name in "AB")
+    for name, chests in (("A", here), ("B", there)):
+        ill = (chests.finding > 0).float().mean()
+        assert abs(ill - (1 - HOSPITALS[name].finding["Normal"] / 100)) < 0.05
+        for confounder, rate in HOSPITALS[name].confounders.items():
+            found = chests.confounders[:, CONFOUNDERS.index(confounder)].float().mean()
+            assert abs(found - rate) < 0.05, confounder
+            for finding in (0, 2):  # whatever the finding
+                of_it = chests.confounders[chests.finding == finding, CONFOUNDERS.index(confounder)]
+                assert abs(of_it.float().mean() - rate) < 0.12, (confounder, finding)
+    assert torch.equal(here.lung_width, there.lung_width)
+    assert torch.equal(here.severity, there.severity)
+    torch.testing.assert_close(there.window - here.window, torch.full((2000,), 0.5))
+    with pytest.raises(ValueError, match="hospital='C': expected one of A, B, or a Hospital"):
+        sample_hospital(3, "C")
 
 
 def test_confounders_lie_where_their_masks_say() -> None:

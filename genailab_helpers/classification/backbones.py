@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genailab_helpers import features
 from genailab_helpers.features import N_FEATURES, lite0_features
 
-OWN_BACKBONES = ("small_cnn", "efficientnet_lite0", "frozen_lite0")
+OWN_BACKBONES = ("small_cnn", "local_cnn", "efficientnet_lite0", "frozen_lite0")
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.225  # of photographs from 0 to 1, averaged over the colours
 DROPOUT, FROZEN_DROPOUT = 0.2, 0.5  # the second: more features than films
 
@@ -116,6 +116,21 @@ def _small_cnn(head: Callable[[int], nn.Module]) -> nn.Sequential:
     return _on_top(nn.Sequential(*maps), widths[-1], head)
 
 
+def _local_cnn(head: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Return four convolutions each of whose outputs sees 18 x 18 pixels and lies in their middle.
+
+    The logits are then means over places of what each place says by itself, so that a map of the places is
+    the decision and no illustration of it (Brendel and Bethge, BagNets, ICLR 2019). Such a network is weaker
+    than one that sees the whole film.
+    """
+    maps: list[nn.Module] = []
+    for before, after, side, stride in ((1, 32, 4, 2), (32, 64, 4, 2), (64, 96, 3, 1), (96, 192, 1, 1)):
+        padding = side // 2 - (side == 4)  # even kernels: no shift between film and maps
+        maps += [nn.Conv2d(before, after, side, stride, padding, bias=False), nn.BatchNorm2d(after),
+                 nn.ReLU()]
+    return _on_top(nn.Sequential(*maps), 192, head)
+
+
 def _on_top(maps: nn.Module, n_features: int, head: Callable[[int], nn.Module]) -> nn.Sequential:
     body = nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT))
     body.add_module("head", head(n_features))
@@ -151,15 +166,16 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
     Parameters
     ----------
     name : str
-        `small_cnn` (from scratch, fast on a CPU); `efficientnet_lite0` (ImageNet weights that are installed
+        `small_cnn` (from scratch, fast on a CPU); `local_cnn` (from scratch, each of its places sees 18
+        pixels: weak, and easy to explain); `efficientnet_lite0` (ImageNet weights that are installed
         with this package); `frozen_lite0` (the same, never trained, below one layer that is); or any
         classification model of torchvision, such as `resnet18` (weights downloaded at first use).
     head : int or callable
         Number of outputs of a linear last layer; or a function from the number of features to that layer, as
         the `head` of a loss in `ordinal`.
     pretrained : bool, default True
-        False gives random weights, and downloads nothing. `small_cnn` has no others, `frozen_lite0` none
-        but its last layer's.
+        False gives random weights, and downloads nothing. `small_cnn` and `local_cnn` have no others,
+        `frozen_lite0` none but its last layer's.
     seed : int, default 0
         Of the random weights; the global generator stays as it is.
 
@@ -182,6 +198,8 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
         torch.manual_seed(seed)
         if name == "small_cnn":
             return Network(_small_cnn(make_head), "head", channels=1)
+        if name == "local_cnn":
+            return Network(_local_cnn(make_head), "head", channels=1)
         if name == "efficientnet_lite0":
             body = _on_top(_Lite0Maps(pretrained), N_FEATURES, make_head)
             return Network(body, "head", pretrained=pretrained).train()

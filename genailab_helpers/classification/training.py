@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.backbones import FrozenLite0, Network, build_backbone
-from genailab_helpers.classification.ordinal import LOSSES, GradeLoss
+from genailab_helpers.classification.ordinal import LOSSES, CrossEntropy, GradeLoss
 from genailab_helpers.datasets.catalog import GRADES
 from genailab_helpers.features import check_images
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
@@ -200,7 +200,8 @@ class TrainingResult(NamedTuple):
 def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone: str = "small_cnn", *,
                      n_epochs: int | None = None, minutes: float | None = None, batch_size: int = 32,
                      lr: float = 1e-3, patience: int = 10, augmentation: Augmentation | None = Augmentation(),
-                     classes: Sequence[str] | None = None, pretrained: bool = True, seed: int = 0,
+                     classes: Sequence[str] | None = None, pretrained: bool = True,
+                     model: Classifier | None = None, seed: int = 0,
                      device: str | torch.device | None = None, checkpoint: str | Path | None = None,
                      progress: bool = True) -> TrainingResult:
     """Train a network to tell grades or classes.
@@ -231,6 +232,8 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
         Names of the labels; by default those of `train`.
     pretrained : bool, default True
         Start from known weights where the backbone has any.
+    model : Classifier, optional
+        Trained on, from a copy of its weights, instead of a fresh network; its loss and backbone are kept.
     seed : int, default 0
         Same seed, arguments, device and threads: same model.
     device : str or torch.device, optional
@@ -264,14 +267,22 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
     names = list(classes if classes is not None else train.classes)
+    if model is not None and model.classes != names:
+        raise ValueError(f"model: knows the classes {', '.join(model.classes)}; expected those of train, "
+                         f"{', '.join(names)}, in this order")
     if list(getattr(val, "classes", names)) != names:
         raise ValueError(f"val: its classes are {', '.join(val.classes)}; expected those of train, "
                          f"{', '.join(names)}, in this order")
     labels, img_size = _labels(train, names, "train", at_least=2)
     val_labels, _ = _labels(val, names, "val", img_size=img_size)
-    criterion = LOSSES[loss](len(names))
-    network = build_backbone(backbone, criterion.head, pretrained, seed)
-    model = Classifier(network, criterion, names, img_size, backbone)
+    continued = model is not None
+    if model is None:
+        criterion = LOSSES[loss](len(names))
+        model = Classifier(build_backbone(backbone, criterion.head, pretrained, seed), criterion, names,
+                           img_size, backbone)
+    else:
+        model = dataclasses.replace(model, network=copy.deepcopy(model.network), img_size=img_size)
+    network, criterion = model.network, model.loss
     accelerator = Accelerator(device_placement=False)  # more than one process: started by `accelerate launch`
     rank, world = accelerator.process_index, accelerator.num_processes
     where = accelerator.device if world > 1 else torch.device(
@@ -281,7 +292,8 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     recipe = {**model.recipe, "training": {
         "n_epochs": n_epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience,
         "augmentation": augmentation and dataclasses.asdict(augmentation), "pretrained": pretrained,
-        "seed": seed, "films": [labels.bincount().tolist(), val_labels.bincount().tolist()]}}
+        "continued": continued, "seed": seed,
+        "films": [labels.bincount().tolist(), val_labels.bincount().tolist()]}}
     state = _State(network, lr, patience, n_epochs, minutes, len(labels) // batch_size)
     if checkpoint is not None and Path(checkpoint).exists():
         state.restore(checkpoint, recipe)
@@ -291,7 +303,7 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
         network.fit(train.tensors[0])
 
     wrapped = accelerator.prepare(network)
-    ordered = loss != "cross_entropy" or set(names) <= set(GRADES)
+    ordered = not isinstance(criterion, CrossEntropy) or set(names) <= set(GRADES)
     metric = metrics.qwk if ordered else metrics.balanced_accuracy
     bar = tqdm(total=n_epochs and n_epochs * state.steps_an_epoch, initial=state.step, desc="training",
                unit="step", disable=not (progress and accelerator.is_main_process))

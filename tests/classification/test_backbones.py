@@ -21,13 +21,27 @@ def films(n: int, img_size: int, seed: int = 0) -> Tensor:
     return torch.rand((n, 1, img_size, img_size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "efficientnet_lite0", "frozen_lite0", "resnet18", "vgg11",
-                                  "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("name", ["small_cnn", "local_cnn", "efficientnet_lite0", "frozen_lite0", "resnet18",
+                                  "vgg11", "mobilenet_v3_small", "densenet121"])
 def test_every_backbone_gives_logits_of_grey_images(name: str) -> None:
     network = build_backbone(name, Coral(5).head, pretrained=False).eval()
     assert network(films(2, 64)).shape == (2, 4)
     assert type(network.head).__name__ == "CoralHead"
     assert build_backbone(name, 3, pretrained=False).eval()(films(1, 64)).shape == (1, 3)
+
+
+def test_each_place_of_the_local_network_sees_eighteen_pixels_around_its_middle() -> None:
+    network = build_backbone("local_cnn", 2).eval()
+    images = films(1, 64).requires_grad_()
+    maps = network.body[0](network.mean.new_tensor(0) + images)
+    assert maps.shape == (1, 192, 16, 16)
+    for row, column in ((7, 7), (4, 10)):
+        (slopes,) = torch.autograd.grad(maps[0, :, row, column].sum(), images, retain_graph=True)
+        seen = torch.nonzero(slopes[0, 0])
+        low, high = seen.min(0).values, seen.max(0).values
+        assert (high - low + 1).tolist() == [18, 18]
+        middle = (low + high).float() / 2
+        assert middle.tolist() == [4 * row + 1.5, 4 * column + 1.5]  # where `interpolate` puts this place
 
 
 def test_what_is_trained_starts_at_the_frozen_features() -> None:
@@ -105,7 +119,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("resnet_18", "expected small_cnn, efficientnet_lite0, frozen_lite0, or a classification model"),
+    ("resnet_18", "expected small_cnn, local_cnn, efficientnet_lite0, frozen_lite0, or a classification"),
     ("fcn_resnet50", "expected small_cnn"),  # of torchvision, but no classifier
     ("squeezenet1_1", "do not come from one linear layer"),
     ("inception_v3", "do not come from one linear layer")])

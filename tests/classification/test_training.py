@@ -86,6 +86,19 @@ def test_shuffled_labels_are_not_learned() -> None:
     assert metrics.qwk(new.tensors[1].numpy(), predicted.numpy()) < 0.5
 
 
+def test_a_training_goes_on_from_a_model_and_leaves_it_alone() -> None:
+    first = train(120, loss="coral", n_epochs=6, augmentation=None)
+    before = {name: tensor.clone() for name, tensor in weights(first).items()}
+    gentle: dict[str, Any] = {"n_epochs": 1, "lr": 1e-5, "augmentation": None}
+    further, fresh = train(60, model=first.model, **gentle), train(60, **gentle)
+    assert type(further.model.loss) is type(first.model.loss)
+    assert further.history[0].score > fresh.history[0].score + 0.3
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(first).items())
+    assert not torch.equal(next(further.model.network.parameters()), next(first.model.network.parameters()))
+    with pytest.raises(ValueError, match="model: knows the classes dark, dim, bright; expected those"):
+        train(model=first.model, classes=("dim", "dark", "bright"))
+
+
 @pytest.mark.parametrize("backbone", ["small_cnn", "efficientnet_lite0", "frozen_lite0"])
 def test_a_training_repeats_itself_to_the_bit(backbone: str) -> None:
     n = 24

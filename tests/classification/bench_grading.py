@@ -8,20 +8,18 @@ bars and with the table. A recording that was interrupted goes on; its rows lie 
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from recording import N_PROCESSES, measure_all, rounded, write_table
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
 
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.explanation import grad_cam, pointing_game, randomise_weights, widen
@@ -43,12 +41,11 @@ from genailab_helpers.phantoms.spine import (
     sample_spines,
     simulate_raters,
 )
-from genailab_helpers.storage import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE, ROWS = ROOT / "data/samples/grading_table.json", ROOT / "build/grading_rows"
 MODEL = ROOT / "data/samples/spine_grader.safetensors"
-IMG_SIZE, N_PROCESSES = 96, 2
+IMG_SIZE = 96
 FILMS = {"train": (1500, 4), "val": (500, 5), "test": (1000, 6)}  # number and seed
 SEEDS = range(5)
 BATCH_SIZE, LR = 32, 3e-3
@@ -149,8 +146,7 @@ def measure(arm: Arm, seed: int) -> dict[str, Any]:
             "same_argmax": bool((before.argmax(1) == after.argmax(1)).all())}
     if arm.backbone == "small_cnn" and arm.a_grade is None:
         row |= pointing(model)
-    row = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
-    return {**row, "grades": "".join(map(str, predicted))}
+    return {**rounded(row), "grades": "".join(map(str, predicted))}
 
 
 def pointing(model: Classifier) -> dict[str, float]:
@@ -171,39 +167,12 @@ def pointing(model: Classifier) -> dict[str, float]:
             "pointing_chance": float(lesion[worn].float().mean())}
 
 
-def measure_all(jobs: list[tuple[Arm, int]], keep: Path | None = None) -> list[dict[str, Any]]:
-    """Measure arms and seeds in two processes; rows kept in a folder are not measured again."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    pool = ProcessPoolExecutor(N_PROCESSES, multiprocessing.get_context("spawn"))
-    with pool, tqdm(total=len(jobs), desc="trainings") as bar:
-        waiting = {}
-        for arm, seed in jobs:
-            file = keep and keep / f"{arm.name}, seed {seed}.json"
-            if file and file.is_file():
-                rows[arm.name, seed] = json.loads(file.read_text(encoding="utf-8"))
-                bar.update()
-            else:
-                waiting[pool.submit(measure, arm, seed)] = file
-        for done in as_completed(waiting):
-            row = done.result()
-            rows[row["arm"], row["seed"]] = row
-            if file := waiting[done]:
-                with whole_file(file) as path:
-                    path.write_text(json.dumps(row), encoding="utf-8")
-            bar.update()
-    return [rows[arm.name, seed] for arm, seed in jobs]
-
-
 def record() -> None:
     """Measure every arm with every seed, write the table, and ship one model."""
-    rows = measure_all([(arm, seed) for seed in SEEDS for arm in ARMS], ROWS)
+    rows = measure_all(measure, [(arm, seed) for seed in SEEDS for arm in ARMS], ROWS)
     recipe = {"img_size": IMG_SIZE, "batch_size": BATCH_SIZE, "lr": LR,
               "films": {part: {"n": n, "seed": seed} for part, (n, seed) in FILMS.items()}}
-    lines = ",\n".join(json.dumps(row) for row in sorted(rows, key=lambda row: (row["arm"], row["seed"])))
-    label = "".join(map(str, spines("test")[2].tolist()))
-    with whole_file(TABLE) as path:
-        path.write_text(f'{{"recipe": {json.dumps(recipe)},\n"label": "{label}",\n"rows": [\n{lines}\n]}}\n',
-                        encoding="utf-8")
+    write_table(TABLE, {"recipe": recipe, "label": "".join(map(str, spines("test")[2].tolist()))}, rows)
     torch.set_num_threads(1)
     save_classifier(MODEL, train(SHIPPED, SEEDS[0]).model, arm=SHIPPED.name, seed=SEEDS[0], **recipe)
     print(f"{len(rows)} rows in {TABLE.relative_to(ROOT)}, a model in {MODEL.relative_to(ROOT)}")
@@ -214,7 +183,7 @@ def main() -> int:
     recorded = {(row["arm"], row["seed"]): row
                 for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]}
     started = time.monotonic()
-    shipped = measure_all([(SHIPPED, seed) for seed in SEEDS])
+    shipped = measure_all(measure, [(SHIPPED, seed) for seed in SEEDS])
     minutes = (time.monotonic() - started) / 60
     mean = {name: float(np.mean([row[name] for row in shipped])) for name in shipped[0]
             if isinstance(shipped[0][name], float)}
@@ -241,7 +210,7 @@ def main() -> int:
     ]
     for name, value, met, bar in results:
         print(f"  {'met   ' if met else 'MISSED'}  {name:27s} {value:7.4f}   {bar}")
-    again = shipped + measure_all([(arm, SEEDS[0]) for arm in ARMS if arm != SHIPPED])
+    again = shipped + measure_all(measure, [(arm, SEEDS[0]) for arm in ARMS if arm != SHIPPED])
     print(f"seed {SEEDS[0]} of every arm, beside the table; more than {AGAIN} apart is a fault")
     apart = []
     for row in again:

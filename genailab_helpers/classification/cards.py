@@ -42,8 +42,8 @@ class Judgement:
         What guessing reaches.
     baselines : dict of str to dict
         Description of a baseline: metric: (its score, the model's minus it for the same patients).
-    by_class : SubgroupTable
-        Accuracy for the films of each class.
+    by_class, by_exposure : SubgroupTable
+        Accuracy for the films of each class, and for the darkest, middle and brightest third of all.
     ece_before : Score
         Calibration error without temperature.
     """
@@ -55,6 +55,7 @@ class Judgement:
     chance: str
     baselines: dict[str, dict[str, tuple[Score, Score]]]
     by_class: SubgroupTable
+    by_exposure: SubgroupTable
     ece_before: Score
 
     @property
@@ -74,6 +75,7 @@ class Judgement:
                          + " (for mae, below 0 is better)" * ("mae" in rows))
             lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
         lines.append(f"\nshare of each class told right (by the most probable class):\n{self.by_class}")
+        lines.append(f"\nshare of dark, middle and bright films told right:\n{self.by_exposure}")
         if self.part == "val":
             lines.append("Epoch, temperature and any thresholds were chosen on these films, which flatters "
                          "the model; a folder test/ does not.")
@@ -120,9 +122,11 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     grey = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     grey.fit(_moments(parts["train"]), of_films(parts["train"], "targets"))
     always = np.eye(len(classes))[[common] * len(labels)]
+    moments = _moments(parts[part])
+    thirds = np.searchsorted(np.quantile(moments[:, 0], [1 / 3, 2 / 3]), moments[:, 0])
     guesses = {f"always {classes[common]}, the most common of train": always,
                "mean and spread of the grey values alone (logistic regression)":
-                   grey.predict_proba(_moments(parts[part]))}
+                   grey.predict_proba(moments)}
     by_label: list[metrics.Metric] = [metrics.accuracy, metrics.balanced_accuracy]
     by_label += [metrics.mae, metrics.qwk] if graded else []
     baselines: dict[str, dict[str, tuple[Score, Score]]] = {}
@@ -137,6 +141,8 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
         part, len(labels), scores, "qwk" if graded else "balanced accuracy",
         f"{'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(classes):.3f}", baselines,
         metrics.subgroups(metrics.accuracy, labels, {seed: decoded}, np.array(classes)[labels], patients),
+        metrics.subgroups(metrics.accuracy, labels, {seed: decoded},
+                          np.array(["dark", "middle", "bright"])[thirds], patients),
         metrics.score(metrics.ece, labels, {seed: before}, patients))
 
 

@@ -177,9 +177,9 @@ def main() -> int:
     whole, blacked = (views[FROZEN + name][1].value for name in ("whole film", "centre 75 % blacked"))
     tuned = views[TUNED][1].value
     verdict = (f"VERDICT: the network tells COVID from Normal with balanced accuracy {tuned:.3f}. The "
-               f"properties of the original file, which show no lung, do so with accuracy {alone.score.value:.3f}; "
-               f"a simpler model reaches {whole:.3f} on whole films, {blacked:.3f} without their centre "
-               "(chance .5).")
+               "properties of the original file, which show no lung, do so with accuracy "
+               f"{alone.score.value:.3f}; a simpler model reaches {whole:.3f} on whole films, {blacked:.3f} "
+               "without their centre (chance .5).")
     if min(alone.score.low, blacked) > 0.75:
         verdict += " THIS SCORE DOES NOT SHOW THAT THE DISEASE IS SEEN."
     print("\n" + textwrap.fill(verdict, 100))

@@ -105,6 +105,22 @@ def test_a_model_that_is_wrong_is_worse_than_grey_values(root: Path) -> None:
     assert str(judged).count("difference -1.000") == 3  # beside the grey values, each metric
 
 
+def test_dark_and_bright_films_are_told_apart(root: Path) -> None:
+    """A model that calls every film light is right on the bright third alone."""
+    films = read(root, "train", "val", "test")
+    brightness = torch.stack([image for image, _ in films["test"]]).mean((1, 2, 3))
+    model = trained(3.0).model
+    model.network.forward = lambda images: torch.tensor([[-1.0, 1.0]]).repeat(len(images), 1)
+    found = judge(model, films, HALF).by_exposure
+    edges = np.quantile(brightness.numpy(), [1 / 3, 2 / 3])
+    light = np.array([label for _, label in films["test"]]) == 1
+    for name, third in zip(("dark", "middle", "bright"), range(3), strict=True):
+        here = np.searchsorted(edges, brightness.numpy()) == third
+        assert found.scores[name].value == pytest.approx(light[here].mean())
+    assert found.worst == "dark"
+    assert found.scores["dark"].value < found.scores["bright"].value
+
+
 def test_calibration_before_and_after_the_temperature(root: Path) -> None:
     result, films = trained(3.0, temperature=2.0), read(root, "train", "val", "test")
     judged = judge(result.model, films, HALF)

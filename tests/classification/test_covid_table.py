@@ -1,0 +1,157 @@
+"""The recorded table of lesson 5 says what its digits give, and its claims stay on their side."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genailab_helpers.classification import metrics
+from genailab_helpers.classification.metrics import Score
+from genailab_helpers.classification.training import load_classifier
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_covid", Path(__file__).with_name("bench_covid.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_covid"] = module
+    sys.path.insert(0, str(Path(__file__).parent))  # as for a script: it imports what lies beside it
+    spec.loader.exec_module(module)
+    sys.path.pop(0)
+    return module
+
+
+@pytest.fixture(scope="module")
+def table(bench: ModuleType) -> Any:
+    return json.loads(bench.TABLE.read_text(encoding="utf-8"))
+
+
+def numbers(digits: str, width: int) -> np.ndarray:
+    return np.array([int(digits[i:i + width]) for i in range(0, len(digits), width)])
+
+
+def runs(table: Any, arm: str, column: str, width: int) -> dict[int, np.ndarray]:
+    found = {row["seed"]: numbers(row[column], width) for row in table["rows"] if row["arm"] == arm}
+    assert found, arm
+    return found
+
+
+def shortcut(table: Any, arm: str, view: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    return numbers(table["labels"]["shortcut"], 1) == 1, runs(table, arm, f"levels_{view}", 3)
+
+
+def auroc(table: Any, arm: str, view: str) -> Score:
+    return metrics.score(metrics.auroc, *shortcut(table, arm, view), n_resamples=300)
+
+
+def gain(table: Any, arm: str, other: str, view: str) -> Score:
+    truth, first = shortcut(table, arm, view)
+    return metrics.difference(metrics.auroc, truth, first, shortcut(table, other, view)[1], n_resamples=300)
+
+
+def test_the_recipe_is_that_of_the_script(bench: ModuleType, table: Any) -> None:
+    assert table["recipe"] == json.loads(json.dumps(bench.recipe()))
+
+
+def test_every_arm_has_every_seed_once(bench: ModuleType, table: Any) -> None:
+    wanted = {(arm.name, seed) for arm, seed in bench.jobs()}
+    assert len(table["rows"]) == len(wanted)
+    assert {(row["arm"], row["seed"]) for row in table["rows"]} == wanted
+
+
+def test_the_labels_are_those_of_the_drawn_films(bench: ModuleType, table: Any) -> None:
+    n, seed = bench.SHORTCUT_FILMS["test"]
+    ill = (bench.sample_chests(n, seed, bench.PAIR).finding > 0).int().tolist()
+    assert table["labels"]["shortcut"] == "".join(map(str, ill))
+    augment = bench.sample_chests(bench.N_AUGMENT_TEST, bench.AUGMENT_TEST_SEED, bench.CLASSES).finding
+    assert table["labels"]["augment"] == "".join(map(str, bench.labels_of(augment).tolist()))
+    for hospital in "AB":
+        n, seed = bench.SITE_FILMS["test"]
+        drawn = bench.labels_of(bench.sample_hospital(n, hospital, seed).finding).tolist()
+        assert table["labels"][f"hospital {hospital}"] == "".join(map(str, drawn))
+
+
+def test_the_numbers_of_a_row_are_those_of_its_digits(table: Any) -> None:
+    labels = {name: numbers(digits, 1) for name, digits in table["labels"].items()}
+    for row in table["rows"]:
+        kind = row["arm"].split(",")[0]
+        if kind == "shortcut":
+            for view in ("with", "without", "swapped"):
+                found = metrics.auroc(labels["shortcut"] == 1, numbers(row[f"levels_{view}"], 3))
+                assert row[f"auroc_{view}"] == pytest.approx(found, abs=2e-3)  # levels are rounded
+        elif kind == "hospital":
+            for place in "AB":
+                percent = numbers(row[f"percent_{place}"], 3).reshape(-1, 4)
+                truth = labels[f"hospital {place}"]
+                right = metrics.macro_auroc(truth, percent)
+                assert row[f"macro_auroc_{place}"] == pytest.approx(right, abs=6e-5)
+                right = metrics.balanced_accuracy(truth, percent.argmax(1))
+                assert row[f"balanced_accuracy_{place}"] == pytest.approx(right, abs=6e-5)
+        else:
+            right = metrics.accuracy(labels["augment"], numbers(row["classes"], 1))
+            assert row["accuracy"] == pytest.approx(right, abs=6e-5)
+
+
+def test_confounders_lie_where_the_arm_says(bench: ModuleType) -> None:
+    chests = bench.sample_chests(200, 3, bench.PAIR)
+    ill = chests.finding > 0
+    for confounder in ("marker", "border"):
+        carried = bench.confounded(chests, confounder, 0.9, 0.1).confounders
+        column = bench.CONFOUNDERS.index(confounder)
+        assert carried[ill, column].float().mean() == pytest.approx(0.9, abs=0.006)
+        assert carried[~ill, column].float().mean() == pytest.approx(0.1, abs=0.006)
+        carried[:, column] = False
+        assert not carried.any()
+
+
+def test_generators_saw_training_films_alone(bench: ModuleType) -> None:
+    """The three parts of a replicate share no film, and no replicate shares one with another or with test."""
+    hashes = [set(bench.film_hashes(bench.originals(part, replicate).tensors[0]))
+              for replicate in range(bench.N_REPLICATES) for part in ("train", "val")]
+    hashes.append(set(bench.film_hashes(bench.originals("test").tensors[0])))
+    assert len(set.union(*hashes)) == sum(map(len, hashes))
+
+
+def test_the_shipped_models_give_the_recorded_digits(bench: ModuleType, table: Any) -> None:
+    marker = load_classifier(bench.MARKER_MODEL)
+    drawn, _ = bench.pair("test", "marker", 0, 1)
+    z = bench.log_odds(marker.logits(drawn.images[:150]))
+    levels = (999 * torch.sigmoid(z / 3)).round().numpy()
+    recorded = runs(table, bench.SHORTCUTS[1].name, "levels_swapped", 3)[0][:150]
+    assert np.abs(levels - recorded).max() <= 2  # of 999
+    at_a = load_classifier(bench.MODEL)
+    images, _ = bench.hospital_films("A", "test").tensors
+    percent = (100 * at_a.predict(images[:150]).probabilities).numpy()
+    recorded = runs(table, bench.SITES[0].name, "percent_A", 3)[0].reshape(-1, 4)[:150]
+    assert np.abs(percent - recorded).max() <= 0.6
+
+
+def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(
+        bench: ModuleType, table: Any, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {(row["arm"], row["seed"]): row for row in table["rows"]}
+    monkeypatch.setattr(bench, "measure_generators", lambda n: None)
+
+    def check(arm: str = "", **changed: float) -> int:
+        monkeypatch.setattr(bench, "measure_all", lambda m, jobs: [
+            {**rows[job.name, seed], **(changed if job.name == arm else {})} for job, seed in jobs])
+        return bench.main()
+
+    marker, masked = (arm.name for arm in bench.SHORTCUTS[1:3])
+    clean = rows[bench.SHORTCUTS[0].name, 0]["auroc_without"]
+    assert check() == 0
+    assert check(marker, auroc_swapped=0.61) == 1
+    assert check(marker, pointing_marker=0.79) == 1
+    assert check(masked, auroc_without=clean - 0.031) == 1
+    assert "MISSED  AUROC lost by masking" in capsys.readouterr().out
+    other = bench.AUGMENTS[0].name
+    assert check(other, accuracy=rows[other, 0]["accuracy"] + 0.03) == 1
+    assert "MISSED" not in capsys.readouterr().out

@@ -6,9 +6,15 @@ from torch import Tensor
 
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import Denoiser, cosine_schedule, karras_sigmas, schedule_to_sigma
-from genailab_helpers.diffusion.sampling import generate, sample_ddim, sample_ddpm, sample_heun
+from genailab_helpers.diffusion.sampling import (
+    generate,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm,
+    sample_heun,
+)
 
-SAMPLERS = [sample_ddpm, sample_ddim, sample_heun]
+SAMPLERS = [sample_ddpm, sample_ddim, sample_heun, sample_dpm]
 
 
 class Gaussian:
@@ -76,7 +82,26 @@ def test_heun_equals_diffusers():
     torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("sampler", "n_steps"), [(sample_ddpm, 400), (sample_ddim, 200), (sample_heun, 30)])
+def test_dpm_equals_diffusers_at_every_step():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", prediction_type="sample",
+        lower_order_final=True, final_sigmas_type="zero")
+    scheduler.set_timesteps(12)
+    scheduler.sigmas = karras_sigmas(12, 0.01, 10.0)
+    ours: list[Tensor] = []
+    sample_dpm(Crooked(), 3, seed=5, sigmas=scheduler.sigmas,
+               callback=lambda step, x, estimate: ours.append(x))
+    scheduler._sigma_to_alpha_sigma_t = lambda sigma: (torch.ones(()), sigma)  # in which noise explodes
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * scheduler.sigmas[0]
+    for t, sigma, our in zip(scheduler.timesteps, scheduler.sigmas, ours, strict=False):
+        torch.testing.assert_close(our, x, rtol=1e-5, atol=1e-5)
+        x = scheduler.step(Crooked()(x, sigma), t, x).prev_sample
+    assert len(ours) == 12
+
+
+@pytest.mark.parametrize(("sampler", "n_steps"), [
+    (sample_ddpm, 400), (sample_ddim, 200), (sample_heun, 30), (sample_dpm, 60)])
 def test_samples_of_a_gaussian_have_its_mean_and_spread(sampler, n_steps):
     samples = sampler(Gaussian(), 4000, n_steps=n_steps)
     # 64,000 pixels: the standard error of the mean is 0.0008, and of the spread 0.0006
@@ -84,7 +109,7 @@ def test_samples_of_a_gaussian_have_its_mean_and_spread(sampler, n_steps):
     assert samples.std().item() == pytest.approx(Gaussian.std, rel=0.03)
 
 
-def test_heun_errs_less_than_ddim_and_with_the_second_power_of_the_step():
+def test_heun_and_dpm_err_with_the_second_power_of_the_step_and_ddim_with_the_first():
     def error(sampler, n_steps: int) -> float:
         sigmas = karras_sigmas(n_steps, 0.05, 5.0)
         start = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
@@ -96,7 +121,9 @@ def test_heun_errs_less_than_ddim_and_with_the_second_power_of_the_step():
         return (seen[-1] - exact).abs().mean().item()
 
     assert 1.7 < error(sample_ddim, 40) / error(sample_ddim, 80) < 2.4
-    assert 3.3 < error(sample_heun, 40) / error(sample_heun, 80) < 5.0
+    for sampler in (sample_heun, sample_dpm):
+        assert 3.3 < error(sampler, 40) / error(sampler, 80) < 5.0
+    assert error(sample_dpm, 20) < error(sample_ddim, 20) / 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

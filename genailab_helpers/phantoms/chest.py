@@ -209,8 +209,8 @@ HOSPITALS = {
     "A": Hospital({"Normal": 40, "COVID": 20, "Lung_Opacity": 20, "Viral Pneumonia": 20},
                   {"text": 0.5, "exposure": 0.1}, {}),
     "B": Hospital({"Normal": 70, "COVID": 10, "Lung_Opacity": 10, "Viral Pneumonia": 10},
-                  {"border": 0.8, "exposure": 0.5, "collimation": 0.3},
-                  {"window": 0.5, "contrast": -0.15, "scatter": 0.1}),
+                  {"border": 0.8, "exposure": 0.8, "collimation": 0.3},
+                  {"window": 0.5, "contrast": -0.15, "scatter": 0.1, "focal_blur": 0.3}),
 }
 
 

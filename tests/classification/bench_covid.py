@@ -83,7 +83,7 @@ class Shortcut(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A training at one hospital."""
+    """A training on films of one hospital, or of both."""
 
     hospital: str
 
@@ -108,7 +108,7 @@ SHORTCUTS = [
     Shortcut("small_cnn", "marker", 0.9, "balanced"),
     *(Shortcut("small_cnn", confounder) for confounder in ("marker", "text", "border", "exposure")),
 ]
-SITES = [Site("A"), Site("B")]
+SITES = [Site("A"), Site("A and B")]
 AUGMENTS = [Augment(remedy) for remedy in (
     "original", "original, classical augmentation", "original plus generated", "generated then original",
     "generated only", "original plus copies of it")]
@@ -233,8 +233,12 @@ def labels_of(finding: Tensor) -> Tensor:
 
 
 def train_site(arm: Site, seed: int) -> Classifier:
-    """Train at one hospital."""
-    parts = (hospital_films(arm.hospital, part) for part in ("train", "val"))
+    """Train at one hospital, or at both."""
+    places = arm.hospital.split(" and ")
+    parts = []
+    for part in ("train", "val"):
+        share = SITE_FILMS[part][0] // len(places)  # as many films in every arm
+        parts.append(joined(*(TensorDataset(*hospital_films(place, part)[:share]) for place in places)))
     return train_classifier(*parts, n_epochs=SITE_EPOCHS, patience=SITE_EPOCHS, lr=LR, batch_size=BATCH_SIZE,
                             classes=CLASSES, seed=seed, progress=False).model
 

@@ -155,3 +155,64 @@ def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(
     other = bench.AUGMENTS[0].name
     assert check(other, accuracy=rows[other, 0]["accuracy"] + 0.03) == 1
     assert "MISSED" not in capsys.readouterr().out
+
+
+def mean_of(table: Any, arm: str, column: str) -> float:
+    return float(np.mean([row[column] for row in table["rows"] if row["arm"] == arm]))
+
+
+def test_claims_about_shortcuts_stay_on_their_side(table: Any) -> None:
+    clean, marker = "shortcut, local_cnn, clean", "shortcut, local_cnn, marker 1.0"
+    assert auroc(table, marker, "with").low > 0.95
+    assert auroc(table, marker, "swapped").high < 0.6  # below chance, too
+    assert gain(table, marker, clean, "without").high < 0  # the marker cost knowledge of the lesion
+    assert gain(table, f"{marker}, masked", clean, "without").value > -0.03
+    assert gain(table, f"{marker}, masked", marker, "swapped").low > 0
+    often = "shortcut, small_cnn, marker 0.9"
+    assert gain(table, f"{often}, balanced", often, "swapped").low > 0
+    for confounder in ("marker", "text", "border"):
+        assert auroc(table, f"shortcut, small_cnn, {confounder} 1.0", "swapped").high < 0.5
+
+
+def test_claims_about_maps_stay_on_their_side(table: Any) -> None:
+    local, deep = (f"shortcut, {backbone}, marker 1.0" for backbone in ("local_cnn", "small_cnn"))
+    assert mean_of(table, local, "pointing_marker") >= 0.8
+    assert mean_of(table, local, "pointing_marker_shuffled") < mean_of(table, local, "pointing_marker") / 4
+    assert mean_of(table, local, "pointing_marker_chance") < 0.05
+    assert mean_of(table, deep, "pointing_marker") < 0.5  # though it follows the marker as much
+    assert mean_of(table, "shortcut, local_cnn, clean", "pointing_lesion") >= 0.8
+
+
+def test_claims_about_another_hospital_stay_on_their_side(table: Any) -> None:
+    def at(trained: str, tested: str) -> Score:
+        said = {seed: p.reshape(-1, 4) / p.reshape(-1, 4).sum(1, keepdims=True) for seed, p in
+                runs(table, f"hospital, trained at {trained}", f"percent_{tested}", 3).items()}
+        return metrics.score(metrics.macro_auroc, numbers(table["labels"][f"hospital {tested}"], 1), said,
+                             n_resamples=300)
+
+    assert at("A", "A").low > 0.5  # better than chance at home, and away
+    assert at("A", "B").low > 0.5
+    assert at("A", "B").value < at("A", "A").value
+    assert at("A and B", "B").high < at("A", "B").value  # the obvious remedy did not help here
+
+
+def test_claims_about_made_up_films_stay_on_their_side(table: Any) -> None:
+    truth = numbers(table["labels"]["augment"], 1)
+
+    def better(first: str, second: str) -> Score:
+        pair = (runs(table, f"augment, {arm}", "classes", 1) for arm in (first, second))
+        return metrics.difference(metrics.accuracy, truth, *pair, n_resamples=300)
+
+    assert better("original, classical augmentation", "original").low > 0
+    assert better("original plus generated", "original, classical augmentation").high < 0
+    assert better("generated only", "original").high < 0
+    assert better("generated then original", "original").low > 0
+    gap = better("original plus generated", "original")
+    assert gap.low <= 0 <= gap.high  # no difference shown
+    for judged in table["fidelity"]:
+        names = [row["name"] for row in judged["rows"][:3]]
+        assert names == ["generated", "phantoms against phantoms", "copies of the training films"]
+        generated, phantoms, copies = (row["frechet"][0] for row in judged["rows"][:3])
+        assert copies < generated  # copying beats the generator by this measure
+        assert phantoms < generated
+        assert [row["nn_ratio"][0] for row in judged["rows"][:3]][2] < 0.1

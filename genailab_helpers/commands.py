@@ -93,11 +93,12 @@ def _split(parameter: str) -> tuple[str, str]:
 
 def _check_data(given: dict[str, str]) -> None:
     """Refuse a folder without radiographs now, not after minutes of lessons."""
-    if given.get("DATA") not in (None, "None"):
-        from genailab_helpers.datasets.folders import list_radiographs
+    from genailab_helpers.datasets.folders import list_radiographs
+    from genailab_helpers.execution import FILMS
 
-        if not given["DATA"].endswith(".json"):  # a label file
-            list_radiographs(Path(given["DATA"]).expanduser())
+    for folder in (given.get(name) for name in FILMS):
+        if folder not in (None, "None") and not folder.endswith(".json"):  # a label file
+            list_radiographs(Path(folder).expanduser())
 
 
 def _check_output(output: Path) -> None:

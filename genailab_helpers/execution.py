@@ -43,9 +43,12 @@ th, td {{ text-align: left; padding: .4em 1em .4em 0; vertical-align: top; }}</s
 """
 
 
+FILMS = ("DATA", "EXTERNAL")  # parameters that name a folder of films
+
+
 def is_path_parameter(name: str) -> bool:
-    """Tell whether a parameter names a folder: `DATA`, or any name that ends in `_DIR` or `_FOLDER`."""
-    return name == "DATA" or name.endswith(("_DIR", "_FOLDER"))
+    """Tell whether a parameter names a folder: one of FILMS, or any name ending in `_DIR` or `_FOLDER`."""
+    return name in FILMS or name.endswith(("_DIR", "_FOLDER"))
 
 
 def convert_parameters(lesson: Path, given: dict[str, str]) -> dict[str, Any]:

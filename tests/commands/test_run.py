@@ -23,6 +23,7 @@ FLAG = True
 WORD = "a"
 SIZES = [1, 2]
 DATA = None  # folder
+EXTERNAL = None  # another
 OUT_DIR = "x"
 """
 SAY = "import os, sys\nprint([N, RATE, FLAG, WORD, SIZES])\nprint(os.getcwd())\nprint(sys.executable)"
@@ -168,6 +169,7 @@ def test_ctrl_c_stops_and_writes_nothing(caller: Path) -> None:
     (["1", "-p", "N"], ["-p N", "a name and a value"]),
     (["1", "-p", "DATA", "nowhere"], ["nowhere"]),
     (["1", "-p", "DATA", "empty"], ["empty"]),
+    (["1", "-p", "EXTERNAL", "nowhere"], ["nowhere"]),
     (["1", "-p", "DATA", "texts"], ["texts", ".txt"]),
     (["1", "--output", "a_file"], ["a_file", "expected a folder", "--output"]),
     (["1", "--output", "a_file/build"], [f"a_file{os.sep}build", "expected a folder", "--output"]),
@@ -210,7 +212,7 @@ def test_values_take_the_type_of_the_default(caller: Path, name: str, text: str,
     assert type(converted) is type(value)
 
 
-@pytest.mark.parametrize("name", ["DATA", "OUT_DIR"])
+@pytest.mark.parametrize("name", ["DATA", "EXTERNAL", "OUT_DIR"])
 def test_folders_start_at_the_callers(caller: Path, name: str) -> None:
     lesson = caller.parent / "lessons" / "01_first.ipynb"
     assert execution.convert_parameters(lesson, {name: "films"}) == {name: str(caller.resolve() / "films")}

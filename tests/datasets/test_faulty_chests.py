@@ -27,7 +27,12 @@ def test_the_recorded_command_makes_the_folder_again(tmp_path):
     broken = planted["unreadable"] + planted["not an image"]
     for name, path in shipped.items():
         if path.suffix in (".png", ".jpg") and name not in broken:  # another zlib packs other bytes
-            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(again[name]))), name
+            # Another make of processor rounds other last digits. From Intel to AMD, 11 films differed by one
+            # level in one pixel, and a JPEG by one level in 22 pixels of the block where that pixel lies.
+            drawn, kept = (np.asarray(Image.open(file)).astype(int) for file in (again[name], path))
+            assert drawn.shape == kept.shape, name
+            assert np.abs(drawn - kept).max() <= 1, name
+            assert np.count_nonzero(drawn != kept) <= (3 if path.suffix == ".png" else 64), name
         elif name not in broken:
             assert path.read_bytes() == again[name].read_bytes(), name
 

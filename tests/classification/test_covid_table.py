@@ -1,9 +1,7 @@
 """The recorded table of lesson 5 says what its digits give, and its claims stay on their side."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,16 +15,8 @@ from genailab_helpers.classification.training import load_classifier
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_covid", Path(__file__).with_name("bench_covid.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_covid"] = module
-    sys.path.insert(0, str(Path(__file__).parent))  # as for a script: it imports what lies beside it
-    spec.loader.exec_module(module)
-    sys.path.pop(0)
-    return module
+def bench(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("bench_covid")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """The recorded table of lesson 4 says what its own digits and its own recipe give."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,16 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_grading", Path(__file__).parent / "bench_grading.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_grading"] = module
-    sys.path.insert(0, str(Path(__file__).parent))  # as for a script: it imports what lies beside it
-    spec.loader.exec_module(module)
-    sys.path.pop(0)
-    return module
+def bench(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("bench_grading")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SYNTHETIC, N_PHANTOMS = "synthetic", 4000  # `--data synthetic` draws so many phantoms
 CONTACT_SHEET = "contact_sheet.png"
 BATCH_SIZE, DEFAULT_STEPS = 16, 2000
+DRAWN_AT_ONCE, SHOWN = 64, 192  # films in a batch of `sample`, and at most on its contact sheet
 
 app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -125,8 +126,15 @@ def train_diffusion(
     )] = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("build/diffusion"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and noise.")] = 0,
+    compile_network: Annotated[bool, typer.Option(
+        "--compile", help="Compile the network first: worth its minutes on a graphics card.",
+    )] = False,
 ) -> None:
-    """Train a diffusion model; an interrupted run goes on where it stopped. Writes its recipe beside it."""
+    """Train a diffusion model; an interrupted run goes on where it stopped. Writes its recipe beside it.
+
+    On several processes or machines: accelerate launch -m genailab_helpers.commands train diffusion ...
+    """
+    from accelerate import PartialState
     from torch.utils.data import DataLoader
 
     from genailab_helpers.diffusion.process import save_denoiser
@@ -137,15 +145,22 @@ def train_diffusion(
         raise ValueError(f"--img-size {img_size}: expected a multiple of 8, at least 16")
     if n_steps is None and minutes is None:
         n_steps = DEFAULT_STEPS
-    films, classes = _training_films(data, img_size, seed)
+    processes = PartialState()  # one, unless `accelerate launch` started this
+    with processes.main_process_first():  # the others find films and run where the first has put them
+        films, classes = _training_films(data, img_size, seed)
     recipe: dict[str, Any] = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
                               "minutes": minutes, "seed": seed, "batch_size": BATCH_SIZE}
-    open_run(output, recipe)
-    typer.echo(f"{sum(classes.values())} films of {img_size}x{img_size} pixels: "
-               + ", ".join(f"{count} {name}" for name, count in classes.items()))
+    with processes.main_process_first():
+        open_run(output, recipe)
+    if processes.is_main_process:
+        typer.echo(f"{sum(classes.values())} films of {img_size}x{img_size} pixels: "
+                   + ", ".join(f"{count} {name}" for name, count in classes.items()))
     model, losses = train_image_diffusion(
         DataLoader(films, batch_size=min(BATCH_SIZE, len(films)), shuffle=True, drop_last=True),  # type: ignore[arg-type]
-        img_size, n_steps=n_steps, minutes=minutes, seed=seed, checkpoint=output / STATE)
+        img_size, n_steps=n_steps, minutes=minutes, seed=seed, checkpoint=output / STATE,
+        compile_network=compile_network)
+    if not processes.is_main_process:
+        return
     if not (output / MODEL).exists():
         seconds = load_checkpoint(output / STATE).recipe["progress"]["seconds"]
         recipe |= {"steps": len(losses), "seconds_a_step": round(seconds / len(losses), 3),
@@ -184,21 +199,27 @@ def sample(
     n_samples: Annotated[int, typer.Option(
         min=1, help="Films to draw, classes as frequent as in training.",
     )] = 48,
-    output: Annotated[Path, typer.Option(help="New or empty folder for the films.")] = Path("build/samples"),
+    output: Annotated[Path, typer.Option(
+        help="New or empty folder for the films, or one that the same command did not finish.",
+    )] = Path("build/samples"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     guidance: Annotated[float, typer.Option(
         min=0, help="1 draws the films of a class; more exaggerates what is typical of it.",
     )] = 1.0,
 ) -> None:
-    """Draw films with a trained model: films/CLASS/*.png and contact_sheet.png. They show no person."""
+    """Draw films with a trained model: films/CLASS/*.png and contact_sheet.png. They show no person.
+
+    Films are written as they are drawn; if it is stopped, the same command goes on.
+    """
     import numpy as np
     import torch
     from PIL import Image
     from tqdm import tqdm
 
+    from genailab_helpers.datasets.folders import content_key
     from genailab_helpers.diffusion.process import load_denoiser
     from genailab_helpers.diffusion.sampling import generate
-    from genailab_helpers.storage import whole_folder
+    from genailab_helpers.storage import whole_file
 
     classes = read_recipe(run_folder)["classes"]
     if not (run_folder / MODEL).is_file():
@@ -213,19 +234,28 @@ def sample(
     of_films = np.repeat(np.arange(len(classes)), list(classes.values()))
     places = ((np.arange(n_samples) + 0.5) * len(of_films) / n_samples).astype(int)
     labels = torch.from_numpy(of_films[places])
-    told = None if denoiser.num_classes is None else labels
-    with whole_folder(output) as folder:
-        batches = []
-        with tqdm(total=n_samples, desc="drawing", unit="film") as bar:
-            for batch in generate(denoiser, n_samples, seed=seed, labels=told, guidance=guidance):
-                batches.append(((batch[:, 0] + 1) * 127.5).round().byte().numpy())
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    open_run(output, {"classes": dict(zip(classes, counts, strict=True)), "seed": seed, "guidance": guidance,
+                      "model": content_key(run_folder / MODEL).hex()})
+    digits = max(4, len(str(n_samples)))
+    paths = [output / "films" / list(classes)[label] / f"generated_{i:0{digits}d}.png"
+             for i, label in enumerate(labels.tolist(), 1)]
+    there = next((i for i, path in enumerate(paths) if not path.exists()), n_samples)
+    first = there - there % DRAWN_AT_ONCE  # in the batches of a run that was not stopped: the same films
+    if not (output / CONTACT_SHEET).exists():
+        told = None if denoiser.num_classes is None else labels
+        drawing = generate(denoiser, n_samples, seed=seed, labels=told, guidance=guidance,
+                           batch_size=DRAWN_AT_ONCE, first=first)
+        unwritten = iter(paths[first:])
+        with tqdm(total=n_samples, initial=first, desc="drawing", unit="film") as bar:
+            for batch in drawing:
+                for film in ((batch[:, 0] + 1) * 127.5).round().byte().numpy():
+                    with whole_file(next(unwritten)) as path:
+                        Image.fromarray(film).save(path)
                 bar.update(len(batch))
-        films = np.concatenate(batches)
-        for i, (film, label) in enumerate(zip(films, labels.tolist(), strict=True), 1):
-            path = folder / "films" / list(classes)[label] / f"generated_{i:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(film).save(path)
-        Image.fromarray(_contact_sheet(films)).save(folder / CONTACT_SHEET)
+        shown = [paths[i] for i in np.unique(np.linspace(0, n_samples - 1, SHOWN).round().astype(int))]
+        with whole_file(output / CONTACT_SHEET) as path:
+            Image.fromarray(_contact_sheet(np.stack([np.asarray(Image.open(film)) for film in shown]))).save(path)
     typer.echo(f"Look at {output / CONTACT_SHEET}; the films are in {output / 'films'}")
 
 

@@ -121,12 +121,12 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
 
 
 def open_run(output: Path, recipe: dict[str, Any]) -> None:
-    """Begin a run, or check that the one in the folder is the same training."""
+    """Begin a run, or check that the one in the folder is the same."""
     from genailab_helpers.storage import first_difference, whole_file
 
     if (output / RECIPE).exists():
         if difference := first_difference(read_recipe(output), recipe):
-            raise ValueError(f"{output}: holds another training ({difference}); choose another --output")
+            raise ValueError(f"{output}: holds another run ({difference}); choose another --output")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "

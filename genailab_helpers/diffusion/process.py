@@ -284,9 +284,11 @@ class Denoiser(nn.Module):
             (N, C, H, W)
         """
         sigma = sigma.expand(len(x))
-        c_out, c_in = self.scales(sigma)
-        centred = x - self.mean.reshape(self.image_shape)
-        return self.linear_estimate(x, sigma) + c_out * self.network(c_in * centred, sigma.log() / 4, labels)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would add noise to the image
+            c_out, c_in = self.scales(sigma)
+            linear = self.linear_estimate(x, sigma)
+            centred = x - self.mean.reshape(self.image_shape)
+        return linear + c_out * self.network(c_in * centred, sigma.log() / 4, labels)
 
     def linear_estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return W(x), the best linear estimate of the images behind `x`, (N, C, H, W); `sigma` is (N,)."""

@@ -5,6 +5,7 @@ All randomness (weights, order of the images, noise) comes from `seed` and is dr
 
 import copy
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
@@ -95,7 +96,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                           minutes: float | None = None, num_classes: int | None = None, seed: int = 0,
                           lr: float = 5e-3, model: Denoiser | None = None,
                           checkpoint: str | Path | None = None, checkpoint_every: int = 100,
-                          progress: bool = True) -> tuple[Denoiser, list[float]]:
+                          compile_network: bool = False, progress: bool = True) -> tuple[Denoiser, list[float]]:
     """Train a diffusion model on images, or on images with labels.
 
     Parameters
@@ -126,6 +127,9 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
         and weights as if it had never stopped.
     checkpoint_every : int, default 100
         Steps between two writings of it.
+    compile_network : bool, default False
+        Hand the network to `torch.compile`: a minute or two before the first step, and worth it on a graphics
+        card only.
     progress : bool, default True
         Show a bar with the loss and the time left.
 
@@ -150,12 +154,16 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     Loss ((D(x + sigma n, sigma) - x) / c_out)^2 with log-normal sigma (Karras et al. 2022), one
     noise level from each of N equally likely ranges for a batch of N. Muon for the inner weights, AdamW for
     the others. The average has the power profile of Karras et al. 2024, whose memory grows with the training.
+
+    Started by `accelerate launch --num_processes P`, P processes take a P-th of each batch, and the losses
+    are those of one process with whole batches, up to rounding. On CUDA the network works in bfloat16 (unless
+    `accelerate launch --mixed_precision` says otherwise) and with channels last.
     """
     if n_epochs is None and n_steps is None and minutes is None:
         raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
     if n_epochs is not None:
         n_steps = min(n_epochs * _steps_per_epoch(dataloader), n_steps or sys.maxsize)
-    accelerator = Accelerator(device_placement=False)  # more than one process: started by `accelerate launch`
+    accelerator = _accelerator(device)
     processes = accelerator.num_processes
     where = accelerator.device if processes > 1 else _device(device)
 
@@ -174,6 +182,10 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                                            "batches": getattr(dataloader, "__len__", lambda: None)()}}
     if checkpoint is not None and Path(checkpoint).exists():
         state.restore(checkpoint, recipe)
+    if where.type == "cuda":
+        state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compile_network:
+        state.model.network.compile()
     wrapped = accelerator.prepare(state.model)
     bar = tqdm(total=n_steps, initial=len(state.losses), desc="training", unit="step",
                disable=not (progress and accelerator.is_main_process))
@@ -301,6 +313,15 @@ def _device(name: str | torch.device | None) -> torch.device:
     if device.type not in ("cpu", best.type):
         raise RuntimeError(f"device={str(name)!r} is not available here: take device={best.type!r} or None")
     return device
+
+
+def _accelerator(device: str | torch.device | None) -> Accelerator:
+    """Join the other processes, if `accelerate launch` started any, and choose the precision."""
+    half = ("ACCELERATE_MIXED_PRECISION" not in os.environ and torch.cuda.is_available()
+            and _device(device).type == "cuda" and torch.cuda.is_bf16_supported())
+    alike = DistributedDataParallelKwargs(broadcast_buffers=False)  # every process measures the same ones
+    return Accelerator(device_placement=False, mixed_precision="bf16" if half else None,
+                       kwargs_handlers=[alike])
 
 
 def _fresh_model(channels: int, img_size: int, num_classes: int | None, seed: int) -> Denoiser:

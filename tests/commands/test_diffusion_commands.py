@@ -153,15 +153,44 @@ def test_same_seed_draws_the_same_films(trained: Path, tmp_path: Path) -> None:
     assert a == b != c
 
 
-def test_interrupted_sampling_leaves_nothing(trained: Path, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(films: object) -> None:
-        raise Killed
+def test_interrupted_sampling_goes_on_to_the_same_films(trained: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(commands, "DRAWN_AT_ONCE", 4)
+    command = ["sample", trained, "--n-samples", 11, "--output"]
+    run(*command, tmp_path / "whole")
+    saved = Image.Image.save
 
-    monkeypatch.setattr(commands, "_contact_sheet", fails)
-    with pytest.raises(Killed):
-        run("sample", trained, "--n-samples", 2, "--output", tmp_path / "out" / "drawn")
-    assert list((tmp_path / "out").iterdir()) == []
+    def breaks(film: Image.Image, path: Path, *rest: object, **more: object) -> None:
+        if len(list(tmp_path.glob("drawn/films/*/*.png"))) == 6:  # the temporary one beside five films
+            raise Killed
+        saved(film, path, *rest, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Image.Image, "save", breaks)
+        run(*command, tmp_path / "drawn")
+    there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("drawn/films/*/*.png")}
+    assert len(there) == 5
+    assert not (tmp_path / "drawn" / commands.CONTACT_SHEET).exists()
+    assert "holds another run" in complaint(capsys, "sample", trained, "--n-samples", 12, "--output",
+                                        tmp_path / "drawn")
+    run(*command, tmp_path / "drawn")
+    assert sum(path.stat().st_mtime_ns == written for path, written in there.items()) == 4  # a whole batch
+
+    def content(folder: str) -> dict[Path, bytes]:
+        return {path.relative_to(tmp_path / folder): path.read_bytes()
+                for path in (tmp_path / folder).rglob("*") if path.is_file()}
+
+    assert content("drawn") == content("whole")
+    run(*command, tmp_path / "drawn")  # finished: nothing to do
+    assert content("drawn") == content("whole")
+
+
+def test_a_contact_sheet_shows_some_of_many_films(trained: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "SHOWN", 4)
+    run("sample", trained, "--n-samples", 9, "--output", tmp_path / "drawn")
+    assert Image.open(tmp_path / "drawn" / commands.CONTACT_SHEET).size == (3 * 16, 2 * 16)
 
 
 def test_evaluate_prints_table_and_plain_distance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,7 @@ def test_a_run_from_films_to_grades(graded: Path, tmp_path: Path, capsys: pytest
 
     again = run(capsys, "train", "grader", "--data", graded, "--output", tmp_path / "run", *LONGER)
     assert qwk[0] in again  # a finished run is not trained anew
-    assert "holds another training (seed is 0 in the file and 1 here)" in complaint(
+    assert "holds another run (seed is 0 in the file and 1 here)" in complaint(
         capsys, "train", "grader", "--data", graded, "--output", tmp_path / "run", "--seed", 1, *LONGER)
 
 

@@ -5,13 +5,21 @@ import torch
 from torch import Tensor
 
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import Denoiser, cosine_schedule, karras_sigmas, schedule_to_sigma
+from genailab_helpers.diffusion.process import (
+    Denoiser,
+    cosine_schedule,
+    karras_sigmas,
+    linear_schedule,
+    schedule_to_sigma,
+)
 from genailab_helpers.diffusion.sampling import (
     generate,
+    inpaint,
     sample_ddim,
     sample_ddpm,
     sample_dpm,
     sample_heun,
+    vary,
 )
 
 SAMPLERS = [sample_ddpm, sample_ddim, sample_heun, sample_dpm]
@@ -38,65 +46,81 @@ class Crooked:
         return torch.tanh((x + x.roll(1, -1)) / (1 + sigma)) / 2 + shift
 
 
-def vp_levels(n_steps: int) -> tuple[Tensor, Tensor]:
-    """Return times of the cosine schedule, the noisiest first, and their sigmas with a last 0."""
-    times = torch.arange(n_steps).flip(0) * (1000 // n_steps)
-    return times, torch.cat((schedule_to_sigma(cosine_schedule())[times], torch.zeros(1)))
+def vp_levels(n_steps: int, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """Return times of a schedule, the noisiest first, and their sigmas with a last 0."""
+    times = torch.arange(n_steps).flip(0) * (len(alphas_cumprod) // n_steps)
+    return times, torch.cat((schedule_to_sigma(alphas_cumprod)[times], torch.zeros(1)))
 
 
-@pytest.mark.parametrize(("sampler", "name"),
+@pytest.fixture(scope="module")
+def network() -> Denoiser:
+    """A small denoiser with random weights, so that its estimates are crooked."""
+    generator = torch.Generator().manual_seed(0)
+    denoiser = Denoiser(UNet2D(base_channels=8, channel_multipliers=(1, 2), time_emb_dim=16), 16)
+    for p in denoiser.network.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.15, generator=generator)
+    denoiser.fit(torch.rand((64, 1, 16, 16), generator=generator) * 2 - 1)
+    return denoiser.eval().requires_grad_(False)
+
+
+def walk(sampler, denoiser: Denoiser, sigmas: Tensor) -> list[Tensor]:
+    """Return what our sampler holds before each step."""
+    held: list[Tensor] = []
+    sampler(denoiser, 3, seed=5, sigmas=sigmas, callback=lambda step, x, estimate: held.append(x))
+    return held
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("linear", linear_schedule),
+                                                ("squaredcos_cap_v2", cosine_schedule)])
+@pytest.mark.parametrize(("sampler", "scheduler"),
                          [(sample_ddpm, "DDPMScheduler"), (sample_ddim, "DDIMScheduler")])
-def test_ddpm_and_ddim_equal_diffusers_at_every_step(sampler, name):
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = getattr(diffusers, name)(beta_schedule="squaredcos_cap_v2", prediction_type="sample",
-                                         clip_sample=False)
-    scheduler.set_timesteps(20)
-    times, sigmas = vp_levels(20)
-    assert torch.equal(times, scheduler.timesteps)
-    ours: list[Tensor] = []
-    sampler(Crooked(), 3, seed=5, sigmas=sigmas, callback=lambda step, x, estimate: ours.append(x))
-
+def test_ddpm_and_ddim_equal_diffusers_at_every_step(sampler, scheduler, name, schedule, network):
+    theirs = getattr(pytest.importorskip("diffusers"), scheduler)(
+        beta_schedule=name, prediction_type="sample", clip_sample=False)
+    theirs.set_timesteps(20)
+    times, sigmas = vp_levels(20, schedule())
+    assert torch.equal(times, theirs.timesteps)
+    ours = walk(sampler, network, sigmas)
     generator = torch.Generator().manual_seed(5)
-    schedule = cosine_schedule()
-    x = torch.randn(3, 1, 4, 4, generator=generator) * (1 - schedule[times[0]]).sqrt()
-    for t, sigma, our in zip(times, sigmas, ours, strict=False):
-        # theirs is the form that preserves variance; at low signal the difference is that of float32
-        torch.testing.assert_close(our * schedule[t].sqrt(), x, rtol=1e-4, atol=1e-4)
-        estimate = Crooked()(x / schedule[t].sqrt(), sigma)
+    signals = schedule()[times].sqrt()  # theirs is the form that preserves variance
+    x = torch.randn((3, 1, 16, 16), generator=generator) * (1 - signals[0] ** 2).sqrt()
+    for t, sigma, signal, our in zip(times, sigmas, signals, ours, strict=False):
+        torch.testing.assert_close(our * signal, x, rtol=0, atol=1e-5)
         more = {"generator": generator} if sampler is sample_ddpm else {}
-        x = scheduler.step(estimate, t, x, **more).prev_sample
+        x = theirs.step(network(x / signal, sigma), t, x, **more).prev_sample
+    assert len(ours) == 20
 
 
-def test_heun_equals_diffusers():
+def test_heun_equals_diffusers_at_every_step(network):
     diffusers = pytest.importorskip("diffusers")
     sigmas = karras_sigmas(12, 0.01, 10.0)
-    scheduler = diffusers.HeunDiscreteScheduler(prediction_type="sample")
-    scheduler.set_timesteps(12)
-    scheduler.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
-    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * sigmas[0]
-    denoiser = Gaussian()
-    for t in scheduler.timesteps:
-        index = scheduler.step_index or 0
-        x = scheduler.step(denoiser(x, scheduler.sigmas[index]), t, x).prev_sample
-    ours = sample_heun(denoiser, 3, seed=5, sigmas=sigmas)
-    torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    theirs = diffusers.HeunDiscreteScheduler(prediction_type="sample")
+    theirs.set_timesteps(12)
+    theirs.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+    ours = walk(sample_heun, network, sigmas)
+    x = torch.randn((3, 1, 16, 16), generator=torch.Generator().manual_seed(5)) * sigmas[0]
+    for call, t in enumerate(theirs.timesteps):  # two calls a step, one at the last
+        if call % 2 == 0:
+            torch.testing.assert_close(ours[call // 2], x, rtol=0, atol=1e-5)
+        x = theirs.step(network(x, theirs.sigmas[call]), t, x).prev_sample
+    torch.testing.assert_close(sample_heun(network, 3, seed=5, sigmas=sigmas), x.clamp(-1, 1),
+                               rtol=0, atol=1e-5)
 
 
-def test_dpm_equals_diffusers_at_every_step():
+def test_dpm_equals_diffusers_at_every_step(network):
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DPMSolverMultistepScheduler(
+    theirs = diffusers.DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", prediction_type="sample",
         lower_order_final=True, final_sigmas_type="zero")
-    scheduler.set_timesteps(12)
-    scheduler.sigmas = karras_sigmas(12, 0.01, 10.0)
-    ours: list[Tensor] = []
-    sample_dpm(Crooked(), 3, seed=5, sigmas=scheduler.sigmas,
-               callback=lambda step, x, estimate: ours.append(x))
-    scheduler._sigma_to_alpha_sigma_t = lambda sigma: (torch.ones(()), sigma)  # in which noise explodes
-    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(5)) * scheduler.sigmas[0]
-    for t, sigma, our in zip(scheduler.timesteps, scheduler.sigmas, ours, strict=False):
-        torch.testing.assert_close(our, x, rtol=1e-5, atol=1e-5)
-        x = scheduler.step(Crooked()(x, sigma), t, x).prev_sample
+    theirs.set_timesteps(12)
+    theirs.sigmas = karras_sigmas(12, 0.01, 10.0)
+    ours = walk(sample_dpm, network, theirs.sigmas)
+    theirs._sigma_to_alpha_sigma_t = lambda sigma: (torch.ones(()), sigma)  # in which noise explodes
+    x = torch.randn((3, 1, 16, 16), generator=torch.Generator().manual_seed(5)) * theirs.sigmas[0]
+    for t, sigma, our in zip(theirs.timesteps, theirs.sigmas, ours, strict=False):
+        torch.testing.assert_close(our, x, rtol=0, atol=1e-5)
+        x = theirs.step(network(x, sigma), t, x).prev_sample
     assert len(ours) == 12
 
 
@@ -160,12 +184,79 @@ def test_the_callback_sees_every_step(sampler):
     assert seen[0][1].std() > 50 > 1 > seen[-1][1].std()
 
 
-def test_the_size_of_a_batch_does_not_change_the_images():
+def test_the_size_of_a_batch_and_a_stop_do_not_change_the_images():
     labels = torch.arange(7) % 3
     whole = torch.cat(list(generate(Crooked(), 7, n_steps=4, labels=labels, batch_size=7)))
     parts = list(generate(Crooked(), 7, n_steps=4, labels=labels, batch_size=3))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert torch.equal(torch.cat(parts), whole)
+    rest = list(generate(Crooked(), 7, n_steps=4, labels=labels, batch_size=3, first=5))
+    assert [len(part) for part in rest] == [2]
+    assert torch.equal(torch.cat(rest), whole[5:])
+
+
+class Pair:
+    """Best denoiser of two normal pixels with correlation 0.8: what one says of the other is known."""
+
+    image_shape = (1, 1, 2)
+    std, correlation = 0.3, 0.8
+    covariance = std**2 * torch.tensor([[1, correlation], [correlation, 1]])
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        gain = self.covariance @ torch.linalg.inv(self.covariance + sigma**2 * torch.eye(2))
+        return (x.flatten(1) @ gain.T).reshape(x.shape)
+
+
+def fill_in(n_repeats: int) -> tuple[float, float]:
+    """Fill in the right pixel of many pairs; return its slope on the left one, and its spread about that."""
+    left = (torch.randn((8000, 1, 1, 1), generator=torch.Generator().manual_seed(1)) * Pair.std).clamp(-1, 1)
+    images = torch.cat([left, torch.full_like(left, torch.nan)], dim=-1)
+    filled = inpaint(Pair(), images, torch.tensor([True, False]), n_steps=40, n_repeats=n_repeats)
+    assert torch.equal(filled[..., :1], left)
+    left, right = filled[..., 0].flatten(), filled[..., 1].flatten()
+    slope = (left @ right / (left @ left)).item()
+    return slope, (right - slope * left).std().item()
+
+
+def test_inpainting_answers_to_the_known_pixels_the_more_it_repeats():
+    slope, spread = fill_in(20)
+    assert slope == pytest.approx(Pair.correlation, abs=0.04)
+    assert spread == pytest.approx(Pair.std * (1 - Pair.correlation**2) ** 0.5, rel=0.2)
+    assert fill_in(1)[0] < 0.6  # what replacing pixels alone reaches
+
+
+def test_a_variation_keeps_what_the_noise_leaves(network):
+    images = torch.rand((40, 1, 16, 16), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    moved = [(vary(network, images, strength, seed=3) - images).square().mean().item()
+             for strength in (0.05, 0.3, 1.0)]
+    assert moved[0] < 0.01 < 2 * moved[1] < moved[2]
+    assert torch.equal(vary(network, images, seed=3), vary(network, images, seed=3))
+    # all of the walk: nothing is left but the noise that it began from
+    of_image, of_negative = (vary(network, begin, 1.0, seed=3) for begin in (images, -images))
+    assert (of_image - of_negative).abs().mean() < 0.01
+
+
+def test_variations_of_a_gaussian_have_its_mean_and_spread():
+    images = torch.randn((4000, 1, 4, 4), generator=torch.Generator().manual_seed(4)) * Gaussian.std
+    varied = vary(Gaussian(), (images + Gaussian.mean).clamp(-1, 1), 0.5, n_steps=60)
+    assert varied.mean().item() == pytest.approx(Gaussian.mean, abs=0.004)
+    assert varied.std().item() == pytest.approx(Gaussian.std, rel=0.03)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 0), "strength=0: expected a number above 0"),
+    (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 1.5), "strength=1.5"),
+    (lambda: vary(Crooked(), torch.zeros(2, 1, 8, 8)), r"shape \(2, 1, 8, 8\); expected \(N, 1, 4, 4\)"),
+    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "values from 200 to 200; expected -1"),
+    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "values from nan to nan"),
+    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, 4)), "expected booleans"),
+    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(3, 3, dtype=torch.bool)), "expected booleans"),
+    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, dtype=torch.bool), n_repeats=0),
+     "n_repeats=0"),
+])
+def test_images_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_a_real_denoiser_samples_what_it_was_fitted_to():

@@ -253,9 +253,10 @@ def sample(
                     with whole_file(next(unwritten)) as path:
                         Image.fromarray(film).save(path)
                 bar.update(len(batch))
-        shown = [paths[i] for i in np.unique(np.linspace(0, n_samples - 1, SHOWN).round().astype(int))]
+        shown = np.unique(np.linspace(0, n_samples - 1, SHOWN).round().astype(int))
+        sheet = _contact_sheet(np.stack([np.asarray(Image.open(paths[i])) for i in shown]))
         with whole_file(output / CONTACT_SHEET) as path:
-            Image.fromarray(_contact_sheet(np.stack([np.asarray(Image.open(film)) for film in shown]))).save(path)
+            Image.fromarray(sheet).save(path)
     typer.echo(f"Look at {output / CONTACT_SHEET}; the films are in {output / 'films'}")
 
 

@@ -6,16 +6,20 @@ the same film in another folder is not decoded again, and another film under an 
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import posixpath
 import re
+import shutil
+import sys
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +45,10 @@ from genailab_helpers.radiographs import (
 from genailab_helpers.storage import cache_folder, whole_file
 
 OnUnreadable = Literal["stop", "skip"]
+
+_Result = TypeVar("_Result")
+_AHEAD = 64  # films that are read or decoded before they are asked for
+_LARGE_CACHE = 5e7  # bytes that are announced
 
 _READER_VERSION = 1  # raise it when `read_radiograph` returns other numbers for the same bytes
 _KEY_BYTES = 16
@@ -295,10 +303,10 @@ def cached_radiographs(paths: Sequence[str | Path], img_size: int,
     Parameters, results and errors are those of `read_radiographs`. Pixels went through 8 bits, as in
     `RadiographFolder`, with which this shares its cache.
     """
-    cache = _FilmCache(check_img_size(img_size))
-    kept = cache.fill([Path(path) for path in paths], on_unreadable)
-    levels = np.stack([cache.levels(key) for _, key in kept])
-    return torch.from_numpy(levels)[:, None].float().div_(127.5).sub_(1), [path for path, _ in kept]
+    films = [Path(path) for path in paths]
+    kept, rows = _FilmCache(check_img_size(img_size)).fill(films, on_unreadable)
+    levels = np.stack([rows.levels(i) for i in range(len(kept))])
+    return torch.from_numpy(levels)[:, None].float().div_(127.5).sub_(1), [films[i] for i in kept]
 
 
 def _readable(paths: Sequence[str | Path], read: Callable[[Path], Any],
@@ -395,11 +403,11 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     class_to_idx : dict
         Label of each class.
     samples : list of (str, int)
-        Path and label of each film, by class and then by path.
+        Path and label of each film, by class and then by path; put together whenever it is asked for.
     targets : list of int
         The labels alone.
     patients : list of str
-        The patient of each film, as `index_films` knows it.
+        The patient of each film, as `index_films` knows it; put together whenever it is asked for.
 
     Raises
     ------
@@ -412,9 +420,10 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     Notes
     -----
     Pixels are kept in 8 bits: an item differs from `read_radiograph` by at most half a level, 1/255 in the
-    range [-1, 1]. The cache is memory-mapped, so that worker processes share it, and it takes in whole packs
-    of films under names made from their content, so that processes may fill it at the same time or be killed
-    meanwhile.
+    range [-1, 1]. An item is read from the cache when it is asked for, so memory does not grow with the
+    number of films but for their names. The cache is filled by several threads at a time, and takes in whole
+    packs of films under names made from their content, so that processes may fill it at the same time or be
+    killed meanwhile; what was whole is found again. If it is deleted later, films are decoded anew.
 
     Examples
     --------
@@ -432,25 +441,53 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
         else:
             self.classes, films = _films_by_class(self.root_dir)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self._cache = _FilmCache(self.img_size)
         films.sort(key=lambda film: self.class_to_idx[film.label])  # stable: then by path
-        kept = self._cache.fill([film.path for film in films], on_unreadable)
-        read = {path for path, _ in kept}
-        films = [film for film in films if film.path in read]
+        kept, self._rows = _FilmCache(self.img_size).fill([film.path for film in films], on_unreadable)
+        films = [films[i] for i in kept]
+        self._folder = self.root_dir.parent if self.root_dir.suffix == ".json" else self.root_dir
+        self._names = _Strings(film.name for film in films)
+        self._patients = _Strings(film.patient for film in films)
         self.targets = [self.class_to_idx[film.label] for film in films]
-        self.samples = [(str(film.path), label) for film, label in zip(films, self.targets, strict=True)]
-        self.patients = [film.patient for film in films]
-        self._keys = [key for _, key in kept]
+
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        """Path and label of each film."""
+        return [(str(self._folder / name), label)
+                for name, label in zip(self._names, self.targets, strict=True)]
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each film."""
+        return list(self._patients)
 
     def __len__(self) -> int:
         """Return the number of films."""
-        return len(self.samples)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Return image and label of one film."""
-        levels = torch.from_numpy(self._cache.levels(self._keys[index]))
-        image = levels.float().div_(127.5).sub_(1)[None]
+        try:
+            levels = self._rows.levels(index)
+        except OSError:  # somebody emptied the cache
+            levels = _decode(self._folder / self._names[index], self.img_size)
+        image = torch.from_numpy(levels).float().div_(127.5).sub_(1)[None]
         return self.transform(image) if self.transform else image, self.targets[index]
+
+
+class _Strings(Sequence[str]):
+    """Many strings in one block of memory: a list of them takes several times as much, and scatters it."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._block = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        place = range(len(self))[index]
+        return os.fsdecode(self._block[self._ends[place]:self._ends[place + 1]])
 
 
 def _films_by_class(root: Path) -> tuple[list[str], list[Film]]:
@@ -515,8 +552,28 @@ def _labelled_films(file: Path) -> tuple[list[str], list[Film]]:
                           patients.get(str(place)) or patient_of(place)) for place, label in pairs]
 
 
+class _Rows:
+    """Where in the packs of the cache the pixels of films lie, in twelve bytes a film."""
+
+    def __init__(self, img_size: int, places: Sequence[tuple[Path, int]]) -> None:
+        self.img_size = img_size
+        self.packs = list(dict.fromkeys(pack for pack, _ in places))
+        number = {pack: i for i, pack in enumerate(self.packs)}
+        self.pack = np.array([number[pack] for pack, _ in places], np.int32)
+        self.start = np.array([start for _, start in places], np.int64)
+
+    def levels(self, index: int) -> np.ndarray:
+        """Read the pixels of one film, uint8 `(img_size, img_size)`."""
+        # not a memory map: the pages that it has read count as memory of the process
+        pack, area = self.packs[self.pack[index]], self.img_size**2
+        levels = np.fromfile(pack, np.uint8, area, offset=self.start[index])
+        if levels.size < area:
+            raise OSError(f"{pack}: damaged")
+        return levels.reshape(self.img_size, self.img_size)
+
+
 class _FilmCache:
-    """Decoded films of one size: rows of memory-mapped packs, found by the hash of the film's bytes.
+    """Decoded films of one size: rows of packs, found by the hash of the film's bytes.
 
     A pack is one immutable file: n keys of 16 bytes, then n squares of 8-bit pixels. It is written whole
     under a name made from its keys, so nothing needs a lock, and two processes at worst do the same work
@@ -527,12 +584,8 @@ class _FilmCache:
         self.img_size = img_size
         self.folder = cache_folder() / "films" / f"v{_READER_VERSION}-{img_size}px"
         self.places: dict[bytes, tuple[Path, int]] = {}  # pack and offset of the pixels in it
-        self._open: dict[Path, np.ndarray] = {}
         for pack in sorted(self.folder.glob("pack-*.u8")):
             self._index(pack)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a memory map would travel to a worker as a copy
 
     def _index(self, pack: Path) -> None:
         area = self.img_size**2
@@ -543,36 +596,63 @@ class _FilmCache:
             for row in range(count):
                 self.places[file.read(_KEY_BYTES)] = pack, count * _KEY_BYTES + row * area
 
-    def levels(self, key: bytes) -> np.ndarray:
-        """Return a copy of the pixels of one film, uint8 `(img_size, img_size)`."""
-        pack, start = self.places[key]
-        if pack not in self._open:
-            self._open[pack] = np.memmap(pack, dtype=np.uint8, mode="r")
-        levels = self._open[pack][start:start + self.img_size**2]
-        return np.array(levels).reshape(self.img_size, self.img_size)
+    def fill(self, paths: Sequence[Path], on_unreadable: OnUnreadable) -> tuple[list[int], _Rows]:
+        """Decode what is not there yet; return which films are readable, and where their pixels lie."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            hashing = _bar(_ordered(pool, _key_or_error, paths), len(paths), "looking films up")
+            keys = list(hashing)
+            missing: dict[bytes, Path] = {}  # one film of each content
+            for path, key in zip(paths, keys, strict=True):
+                if isinstance(key, bytes) and key not in self.places:
+                    missing.setdefault(key, path)
+            self._announce(len(missing))
+            unreadable = self._decode_all(pool, missing, stop=on_unreadable == "stop")
+        numbered = enumerate(keys)
 
-    def fill(self, paths: Sequence[Path], on_unreadable: OnUnreadable) -> list[tuple[Path, bytes]]:
-        """Decode what is not there yet; return the readable films and their keys."""
-        waiting: dict[bytes, np.ndarray] = {}
+        def place(path: Path) -> tuple[int, tuple[Path, int]]:
+            i, key = next(numbered)
+            if isinstance(key, UnreadableRadiographError):
+                raise key
+            if key in unreadable:
+                raise UnreadableRadiographError(path, unreadable[key].reason) from unreadable[key]
+            return i, self.places[key]
+
+        kept = [found for _, found in _readable(paths, place, on_unreadable)]
+        return [i for i, _ in kept], _Rows(self.img_size, [where for _, where in kept])
+
+    def _announce(self, n_films: int) -> None:
+        """Say before it starts what a large cache takes, or that there is no room for it."""
+        needed = n_films * (_KEY_BYTES + self.img_size**2)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"no room to write {n_films:,} decoded films: "
+                          f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free. Free some, or "
+                          "set GENAILAB_CACHE to a folder on another disk", str(self.folder))
+        if needed > _LARGE_CACHE:
+            print(f"{n_films:,} films are decoded once, into {needed / 1e6:,.0f} MB under {self.folder} (if "
+                  f"stopped, it goes on where it was)", file=sys.stderr)
+
+    def _decode_all(self, pool: Executor, missing: dict[bytes, Path],
+                    stop: bool) -> dict[bytes, UnreadableRadiographError]:
+        """Decode films pack by pack; return those that could not be, the first pack with such if `stop`."""
+        unreadable: dict[bytes, UnreadableRadiographError] = {}
         rows_in_pack = max(1, min(256, 2**24 // self.img_size**2))
-
-        def decode(path: Path) -> bytes:
-            key = content_key(path)
-            if key not in self.places and key not in waiting:
-                unit = (read_radiograph(path, self.img_size)[0] + 1) / 2
-                waiting[key] = (unit * 255).round().to(torch.uint8).numpy()
-                if len(waiting) == rows_in_pack:
-                    self._write(waiting)
-            return key
-
-        kept: list[tuple[Path, bytes]] = []
-        reading = tqdm(_readable(paths, decode, on_unreadable), desc="reading films", unit="film",
-                       total=len(paths), delay=5, leave=False, disable=None)  # on a terminal, if slow
+        films: dict[bytes, np.ndarray] = {}
+        decoded = _ordered(pool, lambda path: _levels_or_error(path, self.img_size), list(missing.values()))
         try:
-            kept.extend(reading)
+            for key, levels in zip(missing, _bar(decoded, len(missing), "reading films"), strict=True):
+                if isinstance(levels, np.ndarray):
+                    films[key] = levels
+                    if len(films) == rows_in_pack:
+                        self._write(films)
+                    continue
+                unreadable[key] = levels
+                if stop:
+                    break
         finally:
-            self._write(waiting)  # what was decoded before an error is not lost
-        return kept
+            self._write(films)  # what was decoded before an error is not lost
+        return unreadable
 
     def _write(self, films: dict[bytes, np.ndarray]) -> None:
         """Write films as one pack, and empty the dictionary."""
@@ -584,6 +664,46 @@ class _FilmCache:
             temporary.write_bytes(keys + b"".join(levels.tobytes() for levels in films.values()))
         films.clear()
         self._index(pack)
+
+
+def _ordered(pool: Executor, work: Callable[[Path], _Result], paths: Sequence[Path]) -> Iterator[_Result]:
+    """Yield what `work` makes of each path, in order; some paths are worked on ahead."""
+    ahead: deque[Future[_Result]] = deque()
+    try:
+        for path in paths:
+            ahead.append(pool.submit(work, path))
+            if len(ahead) == _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for waiting in ahead:
+            waiting.cancel()
+
+
+def _bar(results: Iterator[_Result], total: int, what: str) -> Iterator[_Result]:
+    """Show progress on a terminal, if it is slow."""
+    with tqdm(results, desc=what, unit="film", total=total, delay=5, leave=False, disable=None) as bar:
+        yield from bar
+
+
+def _decode(path: Path, img_size: int) -> np.ndarray:
+    """Return a film in 8 bits, `(img_size, img_size)`."""
+    return (read_radiograph(path, img_size)[0].add(1).div(2) * 255).round().to(torch.uint8).numpy()
+
+
+def _levels_or_error(path: Path, img_size: int) -> np.ndarray | UnreadableRadiographError:
+    try:
+        return _decode(path, img_size)
+    except UnreadableRadiographError as error:
+        return error
+
+
+def _key_or_error(path: Path) -> bytes | UnreadableRadiographError:
+    try:
+        return content_key(path)
+    except UnreadableRadiographError as error:
+        return error
 
 
 def content_key(path: Path) -> bytes:

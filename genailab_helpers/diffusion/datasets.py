@@ -97,8 +97,12 @@ class ChestXRayDataset(Dataset[Any]):
                  on_unreadable: OnUnreadable = "stop") -> None:
         self._films = RadiographFolder(root_dir, img_size, transform, on_unreadable)
         self.classes, self.targets = self._films.classes, self._films.targets
-        self.patients = self._films.patients
         self.labels = labels
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each film."""
+        return self._films.patients
 
     def __len__(self) -> int:
         """Return the number of films."""

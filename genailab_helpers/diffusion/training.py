@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from genailab_helpers.storage import first_difference, load_checkpoint, load_wei
 NOISE_MEAN, NOISE_STD = -1.2, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
 EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the training
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
-FIT_IMAGES = 2048  # at most so many images measure mean and directions
+FIT_IMAGES = 1024  # at most so many images measure mean and directions: more take memory for little
 WARM_UP = 50  # steps
 
 
@@ -96,7 +97,8 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                           minutes: float | None = None, num_classes: int | None = None, seed: int = 0,
                           lr: float = 5e-3, model: Denoiser | None = None,
                           checkpoint: str | Path | None = None, checkpoint_every: int = 100,
-                          compile_network: bool = False, progress: bool = True) -> tuple[Denoiser, list[float]]:
+                          compile_network: bool = False,
+                          progress: bool = True) -> tuple[Denoiser, list[float]]:
     """Train a diffusion model on images, or on images with labels.
 
     Parameters
@@ -123,8 +125,9 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     model : Denoiser, optional
         Trained instead of a fresh one, from a copy of its weights; its mean and directions are kept.
     checkpoint : str or Path, optional
-        A .safetensors file for the whole state. If it is there, training goes on from it, to the same losses
-        and weights as if it had never stopped.
+        A .safetensors file for the whole state, written now and then, at the end, and when Ctrl-C stops the
+        training. If it is there, training goes on from it, to the same losses and weights as if it had never
+        stopped.
     checkpoint_every : int, default 100
         Steps between two writings of it.
     compile_network : bool, default False
@@ -159,6 +162,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     are those of one process with whole batches, up to rounding. On CUDA the network works in bfloat16 (unless
     `accelerate launch --mixed_precision` says otherwise) and with channels last.
     """
+    started = time.monotonic()
     if n_epochs is None and n_steps is None and minutes is None:
         raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
     if n_epochs is not None:
@@ -176,7 +180,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
         model = _fresh_model(images.shape[1], img_size, num_classes, seed)
         if checkpoint is None or not Path(checkpoint).exists():
             model.fit(_some_images(dataloader, img_size, seed))
-    state = _State(model, lr, seed, where)
+    state = _State(model, lr, seed, where, started)
     recipe = {**model.recipe, "training": {"seed": seed, "lr": lr, "n_steps": n_steps, "minutes": minutes,
                                            "batch_size": len(images),
                                            "batches": getattr(dataloader, "__len__", lambda: None)()}}
@@ -203,10 +207,9 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
 
     share, steps_before = share_done(), len(state.losses)
     batches = _endless(dataloader, seed, state, accelerator.process_index, processes)
-    with bar:
+    with bar, state.kept_on_interrupt(save):
         while share < 1:
             images, labels = _check(next(batches), img_size, images.shape[1], num_classes)
-            random_before = state.generator.get_state()
             sigma, noise, labels = _draw(state.generator, images, labels, num_classes,
                                          accelerator.process_index, processes)
             images, sigma, noise = images.to(where), sigma.to(where), noise.to(where)
@@ -217,7 +220,6 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
             value = accelerator.reduce(loss.detach(), "mean").item()
             slope = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
             if not math.isfinite(value + slope.item()):
-                state.generator.set_state(random_before)
                 save()
                 kept = "this error's `model`" + (f" and in {checkpoint}" if checkpoint is not None else "")
                 raise TrainingStopped(f"step {len(state.losses)}: loss {value}, slope {slope.item()}; "
@@ -239,7 +241,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
 class _State:
     """Everything that goes on from where it was when a training resumes."""
 
-    def __init__(self, model: Denoiser, lr: float, seed: int, device: torch.device) -> None:
+    def __init__(self, model: Denoiser, lr: float, seed: int, device: torch.device, started: float) -> None:
         self.model = copy.deepcopy(model).to(device).train()
         self.average = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         named = dict(self.model.network.named_parameters())
@@ -251,7 +253,19 @@ class _State:
         self.generator = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
         self.epoch, self.position = 0, 0
-        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.seconds_before, self.started = 0.0, started
+        self.moving = False  # between two steps everything fits together, and can be written
+        self.drawn = self.generator.get_state()  # as of the last whole step
+
+    @contextmanager
+    def kept_on_interrupt(self, save: Callable[[], None]) -> Iterator[None]:
+        """Save before Ctrl-C ends the training, unless a step is half done."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.moving:
+                save()
+            raise
 
     def seconds(self) -> float:
         """Return how long the training has taken, interruptions not counted."""
@@ -259,6 +273,7 @@ class _State:
 
     def step(self, loss: float, lr: float) -> None:
         """Move the weights by their gradients, and the average after them."""
+        self.moving = True
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr
@@ -270,6 +285,8 @@ class _State:
         with torch.no_grad():
             for average, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 average.lerp_(p, 1 - keep)
+        self.drawn = self.generator.get_state()
+        self.moving = False
 
     def save(self, path: str | Path, recipe: dict[str, Any]) -> None:
         """Write the state and its recipe."""
@@ -278,7 +295,7 @@ class _State:
         for i, optimiser in enumerate(self.optimisers):
             for p, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{p}.{name}": value for name, value in values.items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors["generator"] = self.drawn
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         progress = {"steps": len(self.losses), "epoch": self.epoch, "position": self.position,
                     "seconds": round(self.seconds(), 1)}
@@ -301,7 +318,8 @@ class _State:
                     _, _, p, key = name.split(".")
                     values.setdefault(int(p), {})[key] = tensors[name]
             optimiser.load_state_dict({**optimiser.state_dict(), "state": values})
-        self.generator.set_state(tensors["generator"])
+        self.drawn = tensors["generator"]
+        self.generator.set_state(self.drawn)
         self.losses = tensors["losses"].tolist()
         self.epoch, self.position = found["progress"]["epoch"], found["progress"]["position"]
         self.seconds_before = found["progress"]["seconds"]

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +128,29 @@ def test_killed_run_goes_on_to_the_same_weights(trained: Path, films: Path, tmp_
     assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(trained), strict=True))
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_weights_of_one(films: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["-m", "genailab_helpers.commands", "train", "diffusion", "--data", films, "--img-size", 16,
+               "--n-steps", 12, "--output"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, *command]
+    said = {}
+    for folder, arguments in (("one", command), ("two", launch)):
+        done = subprocess.run([sys.executable, *map(str, arguments), str(tmp_path / folder)],
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said[folder] = [line for line in done.stdout.splitlines() if "films of" in line]
+    assert len(said["one"]) == 1
+    assert said["two"] == said["one"]  # said once, not by each process
+    one, two = (load_checkpoint(tmp_path / folder / commands.STATE) for folder in ("one", "two"))
+    assert one.tensors["losses"].shape == (12,)
+    torch.testing.assert_close(two.tensors["losses"], one.tensors["losses"], rtol=1e-4, atol=1e-6)
+    for name, tensor in one.tensors.items():
+        if name.startswith("weights."):  # sums in another order, magnified by a dozen orthogonal steps
+            torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-2, atol=1e-3)
+
+
 def test_finished_run_is_left_as_it_is(trained: Path, films: Path) -> None:
     before = (trained / commands.MODEL).read_bytes(), (trained / commands.RECIPE).read_bytes()
     run("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3, "--output", trained)
@@ -166,9 +191,10 @@ def test_interrupted_sampling_goes_on_to_the_same_films(trained: Path, tmp_path:
             raise Killed
         saved(film, path, *rest, **more)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", breaks)
-        run(*command, tmp_path / "drawn")
+        with pytest.raises(Killed):
+            run(*command, tmp_path / "drawn")
     there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("drawn/films/*/*.png")}
     assert len(there) == 5
     assert not (tmp_path / "drawn" / commands.CONTACT_SHEET).exists()

@@ -250,7 +250,8 @@ def test_variations_of_a_gaussian_have_its_mean_and_spread():
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "values from 200 to 200; expected -1"),
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "values from nan to nan"),
     (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, 4)), "expected booleans"),
-    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(3, 3, dtype=torch.bool)), "expected booleans"),
+    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(3, dtype=torch.bool)),
+     "expected booleans"),
     (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, dtype=torch.bool), n_repeats=0),
      "n_repeats=0"),
 ])

@@ -181,10 +181,14 @@ class Breaking(Bars):
 
     left = 10**9
 
+    def __init__(self, n: int = 32, error: type[BaseException] = Interrupted) -> None:
+        super().__init__(n)
+        self.error = error
+
     def __getitem__(self, i):
         self.left -= 1
         if self.left < 0:
-            raise Interrupted
+            raise self.error
         return super().__getitem__(i)
 
 
@@ -198,6 +202,39 @@ def test_an_interrupted_training_goes_on_to_the_same_losses_and_weights(tmp_path
         train(dataset, n_steps=13, checkpoint=path, checkpoint_every=2)
     dataset.left = 10**9
     resumed, all_losses = train(dataset, n_steps=13, checkpoint=path, checkpoint_every=2)
+    assert all_losses == losses
+    assert same_weights(resumed, whole)
+
+
+def test_ctrl_c_between_steps_keeps_them_all(tmp_path):
+    whole, losses = train(Bars(36), n_steps=9)
+    dataset = Breaking(36, KeyboardInterrupt)
+    dataset.left = 8 + 36 + 8 + 3  # the first batch is looked at, an epoch goes by, then one batch and a half
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, n_steps=9, checkpoint=path)
+    assert load_checkpoint(path).tensors["losses"].tolist() == losses[:6]
+    resumed, all_losses = train(Bars(36), n_steps=9, checkpoint=path)
+    assert all_losses == losses
+    assert same_weights(resumed, whole)
+
+
+def test_ctrl_c_within_a_step_keeps_the_last_whole_state_written(tmp_path, monkeypatch):
+    whole, losses = train(Bars(36), n_steps=9)
+    path = tmp_path / "model.safetensors"
+    step, taken = torch.optim.AdamW.step, iter(range(9))
+
+    def interrupted(optimiser: torch.optim.AdamW) -> None:
+        if next(taken) == 5:  # Muon has moved its weights already
+            raise KeyboardInterrupt
+        step(optimiser)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(Bars(36), n_steps=9, checkpoint=path, checkpoint_every=2)
+    assert load_checkpoint(path).tensors["losses"].tolist() == losses[:4]
+    resumed, all_losses = train(Bars(36), n_steps=9, checkpoint=path, checkpoint_every=2)
     assert all_losses == losses
     assert same_weights(resumed, whole)
 

@@ -1,0 +1,64 @@
+"""A folder of 100,000 films trains in the memory of one of 1,000."""
+
+import io
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genailab_helpers.phantoms.chest import render_chests, sample_chests
+
+TRAIN = """
+    import resource, sys
+    import torch
+    from torch.utils.data import DataLoader
+    from genailab_helpers.diffusion.datasets import ChestXRayDataset
+    from genailab_helpers.diffusion.training import train_image_diffusion
+    torch.set_num_threads(1)
+    films = ChestXRayDataset(sys.argv[1], 64, labels=True)
+    loader = DataLoader(films, batch_size=16, shuffle=True, drop_last=True)
+    train_image_diffusion(loader, 64, n_steps=12, progress=False)
+    print(len(films), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def write_films(root: Path, n_films: int) -> Path:
+    """Write films of two classes, each file with other bytes: behind a picture stands its number."""
+    pictures = []
+    chests = render_chests(sample_chests(200, 1), 64).images[:, 0]
+    for levels in ((chests + 1) * 127.5).round().byte().numpy():
+        png = io.BytesIO()
+        Image.fromarray(levels).save(png, "PNG")
+        pictures.append(png.getvalue())
+    for i in range(n_films):
+        path = root / ("Normal", "COVID")[i % 2] / f"person{i // 3}_film_{i:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures[i % 200] + i.to_bytes(4))
+    return root
+
+
+def train(root: Path, cache: Path) -> tuple[str, int, int]:
+    """Train in a new process; return what it said on the way, how many films it had, and its peak memory."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(TRAIN), str(root)], capture_output=True,
+                          text=True, check=False, env={**os.environ, "GENAILAB_CACHE": str(cache)})
+    assert done.returncode == 0, done.stderr
+    n_films, peak = map(int, done.stdout.split())
+    return done.stderr, n_films, peak
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="resource exists on POSIX only")
+def test_peak_memory_is_that_of_a_thousand_films(tmp_path):
+    _, n_films, peak_of_few = train(write_films(tmp_path / "few", 1000), tmp_path / "cache")
+    assert n_films == 1000
+    many = write_films(tmp_path / "many", 100_000)
+    announced, n_films, peak = train(many, tmp_path / "cache")
+    assert n_films == 100_000
+    assert "99,000 films are decoded once, into 407 MB" in announced  # the first thousand are the few
+    assert peak < 1.1 * peak_of_few
+    # all of it was decoded: 4,096 pixels and a key of 16 bytes each
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.u8")) == 100_000 * (4096 + 16)

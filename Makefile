@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow lab record bench clean
+.PHONY: help run test test-slow lab record bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ record: $(MADE) ## execute the notebooks and write their outputs, the reference 
 bench: $(MADE_BENCH) ## run every bench_*.py script under tests/, one after the other
 	@missed=0; for script in $$(find tests -name "bench_*.py" | sort); do \
 		echo "== $$script"; $(BIN)/python $$script || missed=1; done; exit $$missed
+
+bench-diffusion: $(MADE_BENCH) ## our diffusion engine beside its peers: hours; may be stopped, and goes on
+	$(BIN)/python tests/diffusion/compare_peers.py
 
 clean: ## remove the environment, build/ and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,11 @@
 """Fixtures that every room's tests share."""
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,3 +19,20 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"GENAILAB_REAL_DATA={folder} is no folder: tests on real films need one")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def load_script(request: pytest.FixtureRequest) -> Callable[[str], ModuleType]:
+    """Give the function that imports a script beside the test by its name."""
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, request.path.with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        sys.path.insert(0, str(request.path.parent))  # as for a script: it imports what lies beside it
+        spec.loader.exec_module(module)
+        sys.path.pop(0)
+        return module
+
+    return load

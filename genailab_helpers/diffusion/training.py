@@ -5,7 +5,6 @@ All randomness (weights, order of the images, noise) comes from `seed` and is dr
 
 import copy
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -159,15 +158,17 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     the others. The average has the power profile of Karras et al. 2024, whose memory grows with the training.
 
     Started by `accelerate launch --num_processes P`, P processes take a P-th of each batch, and the losses
-    are those of one process with whole batches, up to rounding. On CUDA the network works in bfloat16 (unless
-    `accelerate launch --mixed_precision` says otherwise) and with channels last.
+    are those of one process with whole batches, up to rounding. On CUDA the network works with channels last
+    and, where the card has it, in bfloat16; image, loss and weights stay in float32.
     """
     started = time.monotonic()
     if n_epochs is None and n_steps is None and minutes is None:
         raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
     if n_epochs is not None:
         n_steps = min(n_epochs * _steps_per_epoch(dataloader), n_steps or sys.maxsize)
-    accelerator = _accelerator(device)
+    # more than one process: started by `accelerate launch`; each of them measures the same buffers
+    accelerator = Accelerator(device_placement=False, kwargs_handlers=[
+        DistributedDataParallelKwargs(broadcast_buffers=False)])
     processes = accelerator.num_processes
     where = accelerator.device if processes > 1 else _device(device)
 
@@ -186,6 +187,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                                            "batches": getattr(dataloader, "__len__", lambda: None)()}}
     if checkpoint is not None and Path(checkpoint).exists():
         state.restore(checkpoint, recipe)
+    half = where.type == "cuda" and torch.cuda.is_bf16_supported()
     if where.type == "cuda":
         state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile_network:
@@ -214,7 +216,8 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                                          accelerator.process_index, processes)
             images, sigma, noise = images.to(where), sigma.to(where), noise.to(where)
             labels = None if labels is None else labels.to(where)
-            estimate = wrapped(add_noise(images, noise, sigma), sigma, labels)
+            with torch.autocast(where.type, torch.bfloat16, enabled=half):
+                estimate = wrapped(add_noise(images, noise, sigma), sigma, labels)
             loss = ((estimate - images) / state.model.scales(sigma)[0]).square().mean()
             accelerator.backward(loss)
             value = accelerator.reduce(loss.detach(), "mean").item()
@@ -331,15 +334,6 @@ def _device(name: str | torch.device | None) -> torch.device:
     if device.type not in ("cpu", best.type):
         raise RuntimeError(f"device={str(name)!r} is not available here: take device={best.type!r} or None")
     return device
-
-
-def _accelerator(device: str | torch.device | None) -> Accelerator:
-    """Join the other processes, if `accelerate launch` started any, and choose the precision."""
-    half = ("ACCELERATE_MIXED_PRECISION" not in os.environ and torch.cuda.is_available()
-            and _device(device).type == "cuda" and torch.cuda.is_bf16_supported())
-    alike = DistributedDataParallelKwargs(broadcast_buffers=False)  # every process measures the same ones
-    return Accelerator(device_placement=False, mixed_precision="bf16" if half else None,
-                       kwargs_handlers=[alike])
 
 
 def _fresh_model(channels: int, img_size: int, num_classes: int | None, seed: int) -> Denoiser:

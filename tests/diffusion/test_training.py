@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -390,3 +391,38 @@ def test_a_size_that_the_network_cannot_halve_is_refused():
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(RuntimeError, match=r"device='cuda' is not available here"):
         train(device="cuda")
+
+
+# ------------------------------------------------------------------------------------- graphics cards
+
+def test_half_precision_is_for_the_network_alone():
+    denoiser = tiny()
+    denoiser.fit(Bars(32).images)
+    x, sigma = Bars(4).images + 0.3, torch.full((4,), 0.3)
+    kinds = []
+    denoiser.network.register_forward_hook(lambda network, taken, given: kinds.append(given.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        estimate = denoiser(x, sigma)
+    assert kinds == [torch.bfloat16]
+    assert estimate.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(estimate, denoiser.linear_estimate(x, sigma))  # an untrained network adds nothing
+    assert torch.equal(x, Bars(4).images + 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
+                    reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_alike():
+    _, losses = train()
+    _, compiled = train(compile_network=True)
+    assert compiled == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
+def test_a_graphics_card_trains_alike(tmp_path):
+    _, losses = train(n_steps=30)
+    model, on_card = train(n_steps=30, device="cuda", checkpoint=tmp_path / "model.safetensors")
+    assert on_card == pytest.approx(losses, rel=0.05)  # eight bits of mantissa
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert sample_heun(load_denoiser(tmp_path / "model.safetensors"), 2, n_steps=2).isfinite().all()

@@ -1,0 +1,136 @@
+"""The comparison with peers: turns are fair, everything goes on after a stop, and the report is readable."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genailab_helpers.phantoms.chest import render_chests, sample_chests
+
+
+class Fake:
+    """A method that needs no time."""
+
+    n_samples, calls = 40, 1
+
+    def __init__(self, name: str, minutes: float, films: Tensor, log: list[str]) -> None:
+        self.name, self.minutes, self.films, self.log, self.seconds = name, minutes, films, log, 0.0
+
+    def train(self, seconds: float) -> float:
+        self.log.append(self.name)
+        self.seconds += seconds
+        return self.seconds / 60 / self.minutes
+
+    def sample(self, n_samples: int, seed: int) -> Iterator[Tensor]:
+        self.log.append(f"{self.name} draws")
+        yield self.films[seed % 7:][:n_samples]
+
+    def facts(self) -> dict[str, float]:
+        return {"steps": 5, "seconds": self.seconds, "parameters": 1e6, "gigaflop": 0.2}
+
+
+@pytest.fixture(scope="module")
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("compare_peers")
+
+
+@pytest.fixture
+def peers(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with small numbers."""
+    for name, value in (("IMG_SIZE", 16), ("PEER_SAMPLES", 20), ("OUR_SAMPLES", 40), ("SAMPLES_AT_ONCE", 16)):
+        monkeypatch.setattr(script, name, value)
+    return script
+
+
+@pytest.fixture
+def films(peers: ModuleType) -> Any:
+    drawn = [render_chests(sample_chests(n, seed), 16).images for n, seed in ((60, 1), (44, 2))]
+    return peers.Films("phantoms", *drawn)
+
+
+def test_turns_are_given_in_proportion(peers: ModuleType, films: Any) -> None:
+    log: list[str] = []
+    methods = [Fake("short", 1, films.train, log), Fake("long", 3, films.train, log)]
+    peers.train_in_turns(methods, {}, seconds=15)
+    assert log.count("short") == 4
+    assert log.count("long") == 12
+    for end in range(1, len(log)):  # at any time, both have done the same share, give or take a turn
+        assert abs(log[:end].count("short") / 4 - log[:end].count("long") / 12) <= 1 / 4
+
+
+def test_our_training_goes_on_from_turn_to_turn(peers: ModuleType, films: Any, tmp_path: Path) -> None:
+    minutes = 0.06
+    shares = [0.0]
+    while shares[-1] < 1:
+        shares.append(peers.Ours(films, minutes, tmp_path).train(0.8))  # as after a restart
+        assert len(shares) < 40
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    ours = peers.Ours(films, minutes, tmp_path)
+    facts = ours.facts()
+    assert 60 * minutes <= facts["seconds"] < 60 * minutes + 2
+    assert facts["steps"] > len(shares)
+    assert 0.01 < facts["gigaflop"] < 5
+    made = torch.cat(list(ours.sample(18, seed=1)))
+    assert made.shape == (18, 1, 16, 16)
+
+
+def test_a_loop_goes_on_from_its_state(peers: ModuleType, films: Any, tmp_path: Path) -> None:
+    first = peers.Rough("rough", films, tmp_path, minutes=0.02)
+    assert first.train(0.3) < 1
+    again = peers.Rough("rough", films, tmp_path, minutes=0.02)
+    assert (again.steps, again.seconds) == (first.steps, first.seconds)
+    for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert again.train(60) >= 1
+    assert again.steps > first.steps
+    assert torch.cat(list(again.sample(2, seed=1))).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["Diffusers", "DiffusersTuned", "Monai", "MonaiTuned", "Lucidrains",
+                                  "LucidrainsTuned"])
+@pytest.mark.slow
+def test_each_peer_trains_and_draws(name: str, peers: ModuleType, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("diffusers", "monai", "denoising_diffusion_pytorch"):
+        pytest.importorskip(package, reason="the extra `bench` is not installed")
+    monkeypatch.setattr(peers, "IMG_SIZE", 64)
+    films = peers.Films("phantoms", *[render_chests(sample_chests(20, 1), 64).images] * 2)
+    kind = getattr(peers, name)
+    monkeypatch.setattr(kind, "calls", 2)
+    monkeypatch.setattr(kind, "batch_size", 4)
+    peer = kind(name, films, tmp_path, minutes=0.001)
+    assert peer.train(1) >= 1
+    assert peer.steps >= 1
+    made = torch.cat(list(kind(name, films, tmp_path, minutes=0.001).sample(2, seed=1)))
+    assert made.shape == (2, 1, 64, 64)
+    assert made.abs().max() <= 1
+    assert made.std() > 0.05
+
+
+def test_rows_are_measured_once_and_reported(peers: ModuleType, films: Any, tmp_path: Path) -> None:
+    log: list[str] = []
+    curve = [Fake(f"GenAI Lab, {minutes} minutes", minutes, films.train, log) for minutes in (1, 3)]
+    peer = Fake("a peer, tuned", 1, films.train, log)
+    peer.n_samples = 20
+    rows = peers.measure([*curve, peer], films, tmp_path / "work")
+    assert [row["method"] for row in rows] == [method.name for method in (*curve, peer)]
+    assert rows[0]["of 40"]["generated"]["copied"][0] > 0.9  # these hand out films of the training
+    assert "of 40" not in rows[2]
+    before = len(log)
+    assert peers.measure([*curve, peer], films, tmp_path / "work") == rows
+    assert len(log) == before
+
+    head = {"date": "2026-01-02", "machine": "2 cores", "versions": "torch 2", "films": "60 of phantoms"}
+    peers.write_report(rows, head, tmp_path / "docs")
+    assert json.loads((tmp_path / "docs" / "peers.json").read_text()) == {"head": head, "rows": rows}
+    page = (tmp_path / "docs" / "peers.md").read_text()
+    for told in ("2026-01-02", "2 cores", "60 of phantoms", "a peer, tuned", "Not for diagnosis"):
+        assert told in page
+    assert Image.open(tmp_path / "docs" / "peers.png").size[0] > 600

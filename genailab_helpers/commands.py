@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SYNTHETIC, N_PHANTOMS = "synthetic", 4000  # `--data synthetic` draws so many phantoms
 CONTACT_SHEET = "contact_sheet.png"
 BATCH_SIZE, DEFAULT_STEPS = 16, 2000
-DRAWN_AT_ONCE, SHOWN = 64, 192  # films in a batch of `sample`, and at most on its contact sheet
+DRAWN_AT_ONCE, SHOWN = 16, 192  # films in a batch of `sample`, and at most on its contact sheet
 
 app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -119,13 +119,16 @@ def train_diffusion(
     )],
     img_size: Annotated[int, typer.Option(help="Side of the films in pixels, a multiple of 8.")] = 64,
     n_steps: Annotated[int | None, typer.Option(
-        min=1, help=f"Steps of {BATCH_SIZE} films; {DEFAULT_STEPS} if neither steps nor minutes are given.",
+        min=1, help=f"Batches to train on; {DEFAULT_STEPS} if neither steps nor minutes are given.",
     )] = None,
     minutes: Annotated[float | None, typer.Option(
         min=0.01, help="Stop after so long; such a run cannot be repeated exactly.",
     )] = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("build/diffusion"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and noise.")] = 0,
+    batch_size: Annotated[int, typer.Option(
+        min=1, help="Films a step, of all processes together.",
+    )] = BATCH_SIZE,
     compile_network: Annotated[bool, typer.Option(
         "--compile", help="Compile the network first: worth its minutes on a graphics card.",
     )] = False,
@@ -149,14 +152,14 @@ def train_diffusion(
     with processes.main_process_first():  # the others find films and run where the first has put them
         films, classes = _training_films(data, img_size, seed)
     recipe: dict[str, Any] = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
-                              "minutes": minutes, "seed": seed, "batch_size": BATCH_SIZE}
+                              "minutes": minutes, "seed": seed, "batch_size": batch_size}
     with processes.main_process_first():
         open_run(output, recipe)
     if processes.is_main_process:
         typer.echo(f"{sum(classes.values())} films of {img_size}x{img_size} pixels: "
                    + ", ".join(f"{count} {name}" for name, count in classes.items()))
     model, losses = train_image_diffusion(
-        DataLoader(films, batch_size=min(BATCH_SIZE, len(films)), shuffle=True, drop_last=True),  # type: ignore[arg-type]
+        DataLoader(films, batch_size=min(batch_size, len(films)), shuffle=True, drop_last=True),  # type: ignore[arg-type]
         img_size, n_steps=n_steps, minutes=minutes, seed=seed, checkpoint=output / STATE,
         compile_network=compile_network)
     if not processes.is_main_process:

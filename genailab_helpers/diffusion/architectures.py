@@ -92,7 +92,7 @@ class UNet2D(nn.Module):
         Channels of the image that goes in and of the one that comes out.
     base_channels : int, default 32
         Channels of the first level; the others have this times their multiplier.
-    channel_multipliers : tuple of int, default (1, 3, 5)
+    channel_multipliers : tuple of int, default (1, 2, 4)
         One number a level; each level has half the side of the one before.
     num_res_blocks : int, default 1
         Residual blocks of a level, on the way down and on the way up alike.
@@ -121,7 +121,7 @@ class UNet2D(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, base_channels: int = 32,
-                 channel_multipliers: tuple[int, ...] = (1, 3, 5), num_res_blocks: int = 1,
+                 channel_multipliers: tuple[int, ...] = (1, 2, 4), num_res_blocks: int = 1,
                  time_emb_dim: int = 128, num_classes: int | None = None, patch_size: int = 2) -> None:
         super().__init__()
         self.config: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels,

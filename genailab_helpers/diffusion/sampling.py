@@ -311,7 +311,7 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
 
 
 def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int = 0,
-             labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 64,
+             labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
              first: int = 0) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.
 
@@ -319,8 +319,9 @@ def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed:
     ----------
     denoiser, n_samples, n_steps, seed, labels, guidance
         As for `sample_dpm`.
-    batch_size : int, default 64
-        Images at a time; it does not change the images, up to rounding.
+    batch_size : int, default 16
+        Images at a time; it does not change the images, up to rounding. 16 of 64x64 pixels fit the caches of
+        a processor; a graphics card is quicker with more.
     first : int, default 0
         So many images are left out at the beginning: a run that was stopped has them already.
 

@@ -23,7 +23,7 @@ from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import WEIGHTS, Denoiser, add_noise
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
 
-NOISE_MEAN, NOISE_STD = -1.2, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
+NOISE_MEAN, NOISE_STD = -1.6, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
 EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the training
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
 FIT_IMAGES = 1024  # at most so many images measure mean and directions: more take memory for little
@@ -108,7 +108,8 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
         `seed`, whatever its number of workers; any other iterable in its own order, which then has to be
         repeatable.
     img_size : int
-        Side of the square images in pixels; a multiple of 8 for the default network.
+        Side of the square images in pixels; a multiple of 8 for the default network, which has a fourth level
+        where it is one of 16 and at least 64.
     n_epochs, n_steps : int, optional
         Length of the training, in passes over the images or in batches.
     minutes : float, optional
@@ -339,7 +340,9 @@ def _device(name: str | torch.device | None) -> torch.device:
 def _fresh_model(channels: int, img_size: int, num_classes: int | None, seed: int) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Denoiser(UNet2D(channels, channels, num_classes=num_classes), img_size)
+        deep = img_size >= 64 and img_size % 16 == 0  # a fourth level sees the whole chest at once
+        return Denoiser(UNet2D(channels, channels, channel_multipliers=(1, 2, 3, 4) if deep else (1, 2, 4),
+                               num_classes=num_classes), img_size)
 
 
 def _is_plain(loader: Any) -> bool:

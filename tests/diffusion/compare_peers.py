@@ -560,6 +560,7 @@ def main() -> None:
     rows = measure(all_methods(films, chosen.folder), films, chosen.folder)
     head = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(),
             "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+            "n_train": len(films.train),
             "films": f"{len(films.train):,} of {films.source} to train on, {len(films.held_out)} held out, "
                      f"{IMG_SIZE}x{IMG_SIZE} pixels"}
     write_report(rows, head, chosen.docs)

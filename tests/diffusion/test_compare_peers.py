@@ -134,3 +134,19 @@ def test_rows_are_measured_once_and_reported(peers: ModuleType, films: Any, tmp_
     for told in ("2026-01-02", "2 cores", "60 of phantoms", "a peer, tuned", "Not for diagnosis"):
         assert told in page
     assert Image.open(tmp_path / "docs" / "peers.png").size[0] > 600
+
+
+def test_costs_grow_with_passes_films_and_pixels(load_script: Callable[[str], ModuleType]) -> None:
+    costs = load_script("extrapolate_costs")
+    page = costs.page({64: 0.18, 128: 0.72}, passes=100, minutes=30)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if " x " in line
+            and line.startswith("|")]
+    # 100 passes over 5,216 films are 32,600 steps of 16
+    assert [row[:3] for row in rows] == [["64 x 64", "0.18", "1.6"], ["128 x 128", "0.72", "6.5"]]
+    assert [row[3] for row in rows] == ["2.0", "8.0"]
+    assert "estimate" in page
+
+
+def test_seconds_of_a_step_are_measured(load_script: Callable[[str], ModuleType]) -> None:
+    costs = load_script("extrapolate_costs")
+    assert 0 < costs.seconds_a_step(16) < 60

@@ -382,6 +382,13 @@ def test_bad_labels_give_one_clear_error(labels, num_classes, message):
         train_image_diffusion(loader, 8, n_steps=1, device="cpu", num_classes=num_classes, progress=False)
 
 
+@pytest.mark.parametrize(("img_size", "levels"), [(8, 3), (32, 3), (64, 4), (72, 3)])
+def test_larger_images_take_a_fourth_level(img_size, levels):
+    images = torch.linspace(-1, 1, 2 * img_size**2).reshape(2, 1, img_size, img_size)
+    model, _ = train_image_diffusion([images], img_size, n_steps=1, progress=False)
+    assert len(model.network.down) == levels
+
+
 def test_a_size_that_the_network_cannot_halve_is_refused():
     with pytest.raises(ValueError, match=r"img_size=20 cannot be halved.*multiple of 8"):
         train_image_diffusion([torch.zeros(2, 1, 20, 20)], 20, n_steps=1, device="cpu", progress=False)

@@ -231,8 +231,8 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     Returns
     -------
     Tensor
-        (N, C, H, W) float32 in [-1, 1]. They show no person, yet may resemble the film they began from as
-        closely as `strength` is small.
+        (N, C, H, W) float32 in [-1, 1]. At low strength they still show whom the film showed: varying makes
+        nobody anonymous.
 
     Raises
     ------

@@ -598,7 +598,8 @@ class _FilmCache:
 
     def fill(self, paths: Sequence[Path], on_unreadable: OnUnreadable) -> tuple[list[int], _Rows]:
         """Decode what is not there yet; return which films are readable, and where their pixels lie."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # the reader turns warnings off and on again, which threads do in any order: put all back at the end
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
             hashing = _bar(_ordered(pool, _key_or_error, paths), len(paths), "looking films up")
             keys = list(hashing)
             missing: dict[bytes, Path] = {}  # one film of each content

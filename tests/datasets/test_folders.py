@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -417,6 +418,22 @@ def test_films_are_decoded_by_several_threads_in_the_order_of_their_names(tmp_pa
     monkeypatch.undo()
     expected, _ = read_radiographs(list_radiographs(root), 16)
     assert (images - expected).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_reading_in_threads_leaves_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    root = make_tree(tmp_path / "set", {"a": [f"{number:03d}.png" for number in range(40)]})
+
+    def read(path: Path, img_size: int) -> torch.Tensor:
+        with warnings.catch_warnings():  # as the reader does
+            warnings.simplefilter("ignore")
+            time.sleep(0.001 * (int(path.stem) % 5))  # the first to come is not the last to go
+        return read_radiograph(path, img_size)
+
+    monkeypatch.setattr(folders, "read_radiograph", read)
+    before = list(warnings.filters)
+    RadiographFolder(root, 16)
+    assert warnings.filters == before
 
 
 def test_a_cache_that_is_emptied_meanwhile_is_done_without(tmp_path, own_cache):

@@ -600,7 +600,7 @@ class _FilmCache:
         """Decode what is not there yet; return which films are readable, and where their pixels lie."""
         # the reader turns warnings off and on again, which threads do in any order: put all back at the end
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
-            hashing = _bar(_ordered(pool, _key_or_error, paths), len(paths), "looking films up")
+            hashing = _bar(_ordered(pool, content_key, paths), len(paths), "looking films up")
             keys = list(hashing)
             missing: dict[bytes, Path] = {}  # one film of each content
             for path, key in zip(paths, keys, strict=True):
@@ -640,7 +640,7 @@ class _FilmCache:
         unreadable: dict[bytes, UnreadableRadiographError] = {}
         rows_in_pack = max(1, min(256, 2**24 // self.img_size**2))
         films: dict[bytes, np.ndarray] = {}
-        decoded = _ordered(pool, lambda path: _levels_or_error(path, self.img_size), list(missing.values()))
+        decoded = _ordered(pool, lambda path: _decode(path, self.img_size), list(missing.values()))
         try:
             for key, levels in zip(missing, _bar(decoded, len(missing), "reading films"), strict=True):
                 if isinstance(levels, np.ndarray):
@@ -667,12 +667,19 @@ class _FilmCache:
         self._index(pack)
 
 
-def _ordered(pool: Executor, work: Callable[[Path], _Result], paths: Sequence[Path]) -> Iterator[_Result]:
-    """Yield what `work` makes of each path, in order; some paths are worked on ahead."""
-    ahead: deque[Future[_Result]] = deque()
+def _ordered(pool: Executor, work: Callable[[Path], _Result],
+             paths: Sequence[Path]) -> Iterator[_Result | UnreadableRadiographError]:
+    """Yield what `work` makes of each path, or why it cannot, in order; some paths are worked on ahead."""
+    def attempt(path: Path) -> _Result | UnreadableRadiographError:
+        try:
+            return work(path)
+        except UnreadableRadiographError as error:
+            return error
+
+    ahead: deque[Future[_Result | UnreadableRadiographError]] = deque()
     try:
         for path in paths:
-            ahead.append(pool.submit(work, path))
+            ahead.append(pool.submit(attempt, path))
             if len(ahead) == _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -691,20 +698,6 @@ def _bar(results: Iterator[_Result], total: int, what: str) -> Iterator[_Result]
 def _decode(path: Path, img_size: int) -> np.ndarray:
     """Return a film in 8 bits, `(img_size, img_size)`."""
     return (read_radiograph(path, img_size)[0].add(1).div(2) * 255).round().to(torch.uint8).numpy()
-
-
-def _levels_or_error(path: Path, img_size: int) -> np.ndarray | UnreadableRadiographError:
-    try:
-        return _decode(path, img_size)
-    except UnreadableRadiographError as error:
-        return error
-
-
-def _key_or_error(path: Path) -> bytes | UnreadableRadiographError:
-    try:
-        return content_key(path)
-    except UnreadableRadiographError as error:
-        return error
 
 
 def content_key(path: Path) -> bytes:

@@ -55,6 +55,8 @@ def _start(denoiser: DenoiserLike, n_samples: int, n_steps: int, seed: int | tor
     sigmas = karras_sigmas(n_steps) if sigmas is None else sigmas
     x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
     if images is not None:
+        if len(images) != n_samples:
+            raise ValueError(f"{len(images)} images for n_samples={n_samples}: expected one for each")
         x = x + _checked(images, denoiser)
     if isinstance(denoiser, torch.nn.Module):
         device = next(denoiser.parameters()).device
@@ -287,14 +289,12 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     """
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats}: expected at least 1")
-    try:
-        known = known.expand(images.shape)
-    except RuntimeError:
-        known = torch.zeros(())
-    if known.dtype != torch.bool:
+    fits = known.ndim <= images.ndim and all(
+        ours in (1, theirs) for ours, theirs in zip(known.shape[::-1], images.shape[::-1], strict=False))
+    if known.dtype != torch.bool or not fits:
         raise ValueError(f"known: expected booleans that broadcast to {tuple(images.shape)}")
     x, levels, labels, generator = _start(denoiser, len(images), n_steps, seed, labels, None, None)
-    kept = _checked(torch.where(known, images, torch.zeros(())), denoiser).to(x.device)
+    kept = _checked(torch.where(known.cpu(), images.cpu(), torch.zeros(())), denoiser).to(x.device)
     known = known.to(x.device)
 
     def noise() -> Tensor:

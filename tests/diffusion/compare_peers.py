@@ -396,7 +396,7 @@ class Rough(Loop):
         return (error / preconditioning(sigma).c_out[:, None, None, None]).square().mean()
 
     def draw(self, model: nn.Module, noise: Tensor) -> Tensor:
-        return sample_heun(model, len(noise), n_steps=18, seed=int(noise.flatten()[0] * 1e6))
+        return sample_heun(model, len(noise), n_steps=18, seed=int(torch.randint(2**31, ())))
 
 
 def all_methods(films: Films, folder: Path) -> list[Method]:
@@ -416,14 +416,15 @@ def all_methods(films: Films, folder: Path) -> list[Method]:
 
 # ----------------------------------------------------------------------------------------- all together
 
-def train_in_turns(methods: Sequence[Method], shares: dict[str, float], seconds: float = SLICE) -> None:
+def train_in_turns(methods: Sequence[Method], seconds: float = SLICE) -> None:
     """Give turns to whoever has the smallest share of its time behind it, until all have theirs."""
+    shares = {method.name: 0.0 for method in methods}
     with tqdm(total=round(sum(method.minutes for method in methods)), unit="min", desc="training") as bar:
-        while waiting := [method for method in methods if shares.get(method.name, 0.0) < 1]:
-            method = min(waiting, key=lambda method: shares.get(method.name, 0.0))
+        while waiting := [method for method in methods if shares[method.name] < 1]:
+            method = min(waiting, key=lambda method: shares[method.name])
             bar.set_postfix_str(method.name)
             shares[method.name] = method.train(seconds)
-            bar.n = round(sum(min(1, shares.get(each.name, 0.0)) * each.minutes for each in methods))
+            bar.n = round(sum(min(1, shares[each.name]) * each.minutes for each in methods))
             bar.refresh()
 
 
@@ -539,7 +540,7 @@ def measure(methods: Sequence[Method], films: Films, folder: Path) -> list[dict[
     """Train and judge all methods, or go on with it; finished rows are read."""
     files = {method.name: folder / f"{i:02d}.json" for i, method in enumerate(methods)}
     unfinished = [method for method in methods if not files[method.name].exists()]
-    train_in_turns(unfinished, {})
+    train_in_turns(unfinished)
     for method in unfinished:
         print(f"drawing with {method.name}", flush=True)
         row = judge(method, films, folder / f"{files[method.name].stem}_samples")

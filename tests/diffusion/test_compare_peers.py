@@ -57,7 +57,7 @@ def films(peers: ModuleType) -> Any:
 def test_turns_are_given_in_proportion(peers: ModuleType, films: Any) -> None:
     log: list[str] = []
     methods = [Fake("short", 1, films.train, log), Fake("long", 3, films.train, log)]
-    peers.train_in_turns(methods, {}, seconds=15)
+    peers.train_in_turns(methods, seconds=15)
     assert log.count("short") == 4
     assert log.count("long") == 12
     for end in range(1, len(log)):  # at any time, both have done the same share, give or take a turn

@@ -246,6 +246,7 @@ def test_variations_of_a_gaussian_have_its_mean_and_spread():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 0), "strength=0: expected a number above 0"),
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 1.5), "strength=1.5"),
+    (lambda: sample_ddim(Crooked(), 3, images=torch.zeros(1, 1, 4, 4)), "1 images for n_samples=3"),
     (lambda: vary(Crooked(), torch.zeros(2, 1, 8, 8)), r"shape \(2, 1, 8, 8\); expected \(N, 1, 4, 4\)"),
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "values from 200 to 200; expected -1"),
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "values from nan to nan"),

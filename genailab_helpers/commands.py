@@ -135,20 +135,19 @@ def train_diffusion(
 ) -> None:
     """Train a diffusion model; an interrupted run goes on where it stopped. Writes its recipe beside it.
 
-    On several processes or machines: accelerate launch -m genailab_helpers.commands train diffusion ...
+    On several devices: accelerate launch --multi_gpu -m genailab_helpers.commands train diffusion ...
     """
-    from accelerate import PartialState
     from torch.utils.data import DataLoader
 
     from genailab_helpers.diffusion.process import save_denoiser
-    from genailab_helpers.diffusion.training import train_image_diffusion
+    from genailab_helpers.diffusion.training import join_processes, train_image_diffusion
     from genailab_helpers.storage import load_checkpoint, whole_file
 
     if img_size < 16 or img_size % 8:
         raise ValueError(f"--img-size {img_size}: expected a multiple of 8, at least 16")
     if n_steps is None and minutes is None:
         n_steps = DEFAULT_STEPS
-    processes = PartialState()  # one, unless `accelerate launch` started this
+    processes = join_processes()
     with processes.main_process_first():  # the others find films and run where the first has put them
         films, classes = _training_films(data, img_size, seed)
     recipe: dict[str, Any] = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
@@ -166,7 +165,8 @@ def train_diffusion(
         return
     if not (output / MODEL).exists():
         seconds = load_checkpoint(output / STATE).recipe["progress"]["seconds"]
-        recipe |= {"steps": len(losses), "seconds_a_step": round(seconds / len(losses), 3),
+        recipe |= {"processes": processes.num_processes, "steps": len(losses),
+                   "seconds_a_step": round(seconds / len(losses), 3),
                    "mean_of_last_100_losses": round(sum(losses[-100:]) / len(losses[-100:]), 4),
                    "date": datetime.now(UTC).date().isoformat()}
         save_denoiser(output / MODEL, model, {"run": recipe}, half=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
@@ -28,6 +28,18 @@ EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the tr
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
 FIT_IMAGES = 1024  # at most so many images measure mean and directions: more take memory for little
 WARM_UP = 50  # steps
+
+
+def join_processes() -> PartialState:
+    """Meet the other processes that `accelerate launch` or `torchrun` started; alone, there is one.
+
+    Returns
+    -------
+    PartialState
+        Who is who. Has to be called before anything else of `accelerate`: where no device is found, it joins
+        processors over gloo, which `accelerate` itself does only when told.
+    """
+    return PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
 
 
 class TrainingStopped(FloatingPointError):
@@ -158,18 +170,17 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     noise level from each of N equally likely ranges for a batch of N. Muon for the inner weights, AdamW for
     the others. The average has the power profile of Karras et al. 2024, whose memory grows with the training.
 
-    Started by `accelerate launch --num_processes P`, P processes take a P-th of each batch, and the losses
-    are those of one process with whole batches, up to rounding. On CUDA the network works with channels last
-    and, where the card has it, in bfloat16; image, loss and weights stay in float32.
+    Started by `accelerate launch --multi_gpu --num_processes P`, P processes take a P-th of each batch, and
+    the losses are those of one process with whole batches, up to rounding. On CUDA the network works with
+    channels last and, where the card has it, in bfloat16; image, loss and weights stay in float32.
     """
     started = time.monotonic()
     if n_epochs is None and n_steps is None and minutes is None:
         raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
     if n_epochs is not None:
         n_steps = min(n_epochs * _steps_per_epoch(dataloader), n_steps or sys.maxsize)
-    # more than one process: started by `accelerate launch`; each of them measures the same buffers
-    accelerator = Accelerator(device_placement=False, kwargs_handlers=[
-        DistributedDataParallelKwargs(broadcast_buffers=False)])
+    join_processes()
+    accelerator = Accelerator(device_placement=False)
     processes = accelerator.num_processes
     where = accelerator.device if processes > 1 else _device(device)
 

@@ -134,7 +134,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(films: Path, tmp_path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = ["-m", "genailab_helpers.commands", "train", "diffusion", "--data", films, "--img-size", 16,
                "--n-steps", 12, "--output"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, *command]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, *command]
     said = {}
     for folder, arguments in (("one", command), ("two", launch)):
         done = subprocess.run([sys.executable, *map(str, arguments), str(tmp_path / folder)],
@@ -145,10 +145,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(films: Path, tmp_path:
     assert said["two"] == said["one"]  # said once, not by each process
     one, two = (load_checkpoint(tmp_path / folder / commands.STATE) for folder in ("one", "two"))
     assert one.tensors["losses"].shape == (12,)
-    torch.testing.assert_close(two.tensors["losses"], one.tensors["losses"], rtol=1e-4, atol=1e-6)
+    processes = [json.loads((tmp_path / folder / commands.RECIPE).read_text())["processes"]
+                 for folder in ("one", "two")]
+    assert processes == [1, 2]  # the launcher starts one only, and says nothing, where it is not told right
+    # measured: losses differ by 2e-7 of themselves, weights by 1e-7
+    torch.testing.assert_close(two.tensors["losses"], one.tensors["losses"], rtol=5e-6, atol=0)
     for name, tensor in one.tensors.items():
-        if name.startswith("weights."):  # sums in another order, magnified by a dozen orthogonal steps
-            torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-2, atol=1e-3)
+        if name.startswith("weights."):
+            torch.testing.assert_close(two.tensors[name], tensor, rtol=0, atol=5e-6)
 
 
 def test_finished_run_is_left_as_it_is(trained: Path, films: Path) -> None:

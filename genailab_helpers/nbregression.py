@@ -34,6 +34,8 @@ Tags and metadata of a cell
     may then also shift by that share of their longer side (a curve that is 5 % higher moves by at most 5 %
     of the axis); blank and unrelated ones still fail. `nbval-ignore-output` needs a written reason in the
     cell's metadata, `nbregression_reason`. No cell may be skipped or lack its execution count.
+Graphics cards
+    Kernels see none, as its rounding is its own, unless `CUDA_VISIBLE_DEVICES` is set already.
 Widgets
     What an Output widget (`interact`, `interactive_output`) captures is no output of the cell and held
     back, but for errors and stderr, which fail the cell.
@@ -45,11 +47,13 @@ import argparse
 import base64
 import io
 import itertools
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -264,7 +268,8 @@ class Notebook(IPyNbFile):
 
     def setup(self) -> None:
         """Start the kernel; keep a history, without which a trailing `;` suppresses nothing (nbval #194)."""
-        super().setup()
+        with _cards_hidden():
+            super().setup()
         self.kernel.execute_cell_input = partial(self.kernel.kc.execute, stop_on_error=False)
         self.kernel.get_message = partial(_get_message, self.kernel, self.kernel.get_message)
         self.captures: dict[str, str] = {}  # Output widget: the message whose outputs it captures, or ""
@@ -353,6 +358,14 @@ class Cell(IPyNbCell):
             return str(pytest.Item.repr_failure(self, excinfo))
         return (f"{self.path.name}, code cell {self.cell_num + 1}: {error}\n"
                 f"{getattr(error, 'inner_traceback', None) or ''}")
+
+
+@contextmanager
+def _cards_hidden() -> Iterator[None]:
+    """Let a kernel that starts compute on the processor: a graphics card rounds otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
@@ -446,7 +459,8 @@ def record(path: str | Path) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        _Recorder(notebook, path.parent).execute(stderr=subprocess.DEVNULL)  # its own log
+        with _cards_hidden():
+            _Recorder(notebook, path.parent).execute(stderr=subprocess.DEVNULL)  # its own log
     except (ValueError, RecordingError) as error:  # ValueError: an exercise is malformed
         raise RecordingError(f"{path}: {error}; nothing was written") from error
     except DeadKernelError as error:

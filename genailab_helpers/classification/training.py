@@ -25,6 +25,7 @@ from genailab_helpers.classification import metrics
 from genailab_helpers.classification.backbones import FrozenLite0, Network, build_backbone
 from genailab_helpers.classification.ordinal import LOSSES, CrossEntropy, GradeLoss
 from genailab_helpers.datasets.catalog import GRADES
+from genailab_helpers.devices import choose_device, join_processes
 from genailab_helpers.features import check_images
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
 
@@ -235,7 +236,8 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     model : Classifier, optional
         Trained on, from a copy of its weights, instead of a fresh network; its loss and backbone are kept.
     seed : int, default 0
-        Same seed, arguments, device and threads: same model.
+        Same seed, arguments and threads: same model; on a graphics card only where
+        `torch.use_deterministic_algorithms` is on, as in a lesson.
     device : str or torch.device, optional
         None takes the best there is.
     checkpoint : str or Path, optional
@@ -283,10 +285,10 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     else:
         model = dataclasses.replace(model, network=copy.deepcopy(model.network), img_size=img_size)
     network, criterion = model.network, model.loss
-    accelerator = Accelerator(device_placement=False)  # more than one process: started by `accelerate launch`
+    join_processes()
+    accelerator = Accelerator(device_placement=False)
     rank, world = accelerator.process_index, accelerator.num_processes
-    where = accelerator.device if world > 1 else torch.device(
-        device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    where = accelerator.device if world > 1 else choose_device(device)
     network.to(where)
     batch_size = min(batch_size, len(labels))
     recipe = {**model.recipe, "training": {

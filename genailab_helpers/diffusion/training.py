@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
 
+from genailab_helpers.devices import choose_device, join_processes
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import WEIGHTS, Denoiser, add_noise
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
@@ -28,18 +29,6 @@ EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the tr
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
 FIT_IMAGES = 1024  # at most so many images measure mean and directions: more take memory for little
 WARM_UP = 50  # steps
-
-
-def join_processes() -> PartialState:
-    """Meet the other processes that `accelerate launch` or `torchrun` started; alone, there is one.
-
-    Returns
-    -------
-    PartialState
-        Who is who. Has to be called before anything else of `accelerate`: where no device is found, it joins
-        processors over gloo, which `accelerate` itself does only when told.
-    """
-    return PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
 
 
 class TrainingStopped(FloatingPointError):
@@ -143,8 +132,8 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     checkpoint_every : int, default 100
         Steps between two writings of it.
     compile_network : bool, default False
-        Hand the network to `torch.compile`: a minute or two before the first step, and worth it on a graphics
-        card only.
+        Hand the network to `torch.compile`: up to a minute before the first step, and worth it on a graphics
+        card only, for images of 128x128 pixels or more.
     progress : bool, default True
         Show a bar with the loss and the time left.
 
@@ -182,7 +171,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     join_processes()
     accelerator = Accelerator(device_placement=False)
     processes = accelerator.num_processes
-    where = accelerator.device if processes > 1 else _device(device)
+    where = accelerator.device if processes > 1 else choose_device(device)
 
     first = next(_batches(dataloader, seed), None)
     if first is None:
@@ -297,9 +286,8 @@ class _State:
         self.losses.append(loss)
         self.position += 1
         keep = (1 - 1 / len(self.losses)) ** (EMA_SHARPNESS + 1)
-        with torch.no_grad():
-            for average, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(p, 1 - keep)
+        move = torch.optim.swa_utils.get_ema_multi_avg_fn(keep)  # all weights at once
+        move(list(self.average.parameters()), list(self.model.parameters()), len(self.losses))
         self.drawn = self.generator.get_state()
         self.moving = False
 
@@ -338,14 +326,6 @@ class _State:
         self.losses = tensors["losses"].tolist()
         self.epoch, self.position = found["progress"]["epoch"], found["progress"]["position"]
         self.seconds_before = found["progress"]["seconds"]
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device = best if name is None else torch.device(name)
-    if device.type not in ("cpu", best.type):
-        raise RuntimeError(f"device={str(name)!r} is not available here: take device={best.type!r} or None")
-    return device
 
 
 def _fresh_model(channels: int, img_size: int, num_classes: int | None, seed: int) -> Denoiser:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from genailab_helpers.lessons.figures import set_house_style
 
@@ -13,7 +14,7 @@ def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
     """Make a notebook repeatable and give it the house style of figures.
 
     This is the one place that sets global state, and it does so openly: the seeds of Python, NumPy and torch
-    (a new network draws its weights from torch's global generator), torch's deterministic algorithms, its
+    (a new network draws its weights from torch's global generator), torch's deterministic algorithms, the
     number of threads, and the defaults of matplotlib.
 
     Parameters
@@ -21,7 +22,8 @@ def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
     seed : int, default 0
         Seed of every generator, from 0 to 2**32 - 1.
     n_threads : int, default 2
-        Threads that torch may use at most; fewer where the machine or `OMP_NUM_THREADS` allows fewer.
+        Threads that torch, NumPy, SciPy and scikit-learn may use at most, each; fewer where the machine or
+        `OMP_NUM_THREADS` allows fewer.
 
     Returns
     -------
@@ -40,7 +42,9 @@ def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(min(n_threads, torch.get_num_threads()))
+    n_threads = min(n_threads, torch.get_num_threads())
+    torch.set_num_threads(n_threads)
+    threadpool_limits(n_threads)  # sixteen threads of BLAS on the small matrices of a lesson only wait
     # A GPU needs this for deterministic matrix products. Some of its backward passes have no deterministic
     # form: there a warning tells, and the lesson goes on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

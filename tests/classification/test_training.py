@@ -49,7 +49,7 @@ def films(n: int, seed: int, num_classes: int = 3, img_size: int = 32, common: i
 
 def train(n: int = 60, **arguments: Any) -> TrainingResult:
     options: dict[str, Any] = {"n_epochs": 3, "batch_size": 12, "lr": 2e-3, "classes": LEVELS,
-                               "progress": False}
+                               "device": "cpu", "progress": False}
     options |= arguments
     return train_classifier(films(n, 1), films(30, 2), **options)
 
@@ -61,6 +61,15 @@ def weights(result: TrainingResult) -> dict[str, Tensor]:
 def same(first: TrainingResult, second: TrainingResult) -> bool:
     return first.history == second.history and first.model.temperature == second.model.temperature and all(
         torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
+@pytest.mark.parametrize("backbone", ["small_cnn", "frozen_lite0"])
+def test_a_graphics_card_trains_and_grades_alike(backbone: str) -> None:
+    here, there = (train(n_epochs=1, backbone=backbone, device=device) for device in ("cpu", "cuda"))
+    new = films(12, seed=9).tensors[0]
+    probabilities, on_card = (result.model.predict(new).probabilities for result in (here, there))
+    assert on_card == pytest.approx(probabilities, abs=0.02)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from genailab_helpers.lessons import start_lesson
 
@@ -35,7 +36,7 @@ def _restored(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with mpl.rc_context(), torch.random.fork_rng():
+    with mpl.rc_context(), torch.random.fork_rng(), threadpool_limits():
         yield
     random.setstate(python_state)
     np.random.set_state(numpy_state)
@@ -69,9 +70,11 @@ def test_training_is_the_same_with_one_thread_and_with_two():
 
 
 def test_algorithms_are_deterministic_and_threads_limited():
+    threadpool_limits(2)
     start_lesson(n_threads=1)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
+    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
 
 
 def test_no_letter_of_the_house_style_is_below_ten_points():

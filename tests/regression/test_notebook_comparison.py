@@ -67,6 +67,7 @@ PASS = {
     "decimal within its tag": Case("print('loss 0.123')", "print('loss 0.126')", tags=["tolerance-0.05"]),
     "decimal in HTML": Case("HTML('<b>0.1234</b>')", "HTML('<b>0.1235</b>')"),
     "semicolon": Case("2 + 2;"),
+    "graphics cards are hidden": Case("import os; os.environ['CUDA_VISIBLE_DEVICES']"),
     "stdout in pieces": Case("print('a'); sys.stdout.flush(); print('b')", "print('a\\nb')"),
     "figure": Case(FIGURE),
     "figure rendered otherwise": Case(FIGURE, "plot(0, **{'text.hinting': 'none'}); plt.show()"),

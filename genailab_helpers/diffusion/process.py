@@ -18,6 +18,7 @@ from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.storage import load_checkpoint, load_weights, save_checkpoint
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 80.0  # Karras et al. 2022 end at 0.002, a quarter of a grey level of 8 bits
+LINEAR_ABOVE = 7.4  # training draws stronger noise once in 750 times: there the linear estimate stands alone
 WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
 
 
@@ -206,7 +207,9 @@ class Denoiser(nn.Module):
     the linear estimate is, with y = x - m and g(v) = v / (v + sigma^2),
     W(x) = m + sum_k g(v_k) u_k u_k^T y + sum_j g(r_j) w_j w_j^T (y - sum_k u_k u_k^T y).
     Then D(x) = W(x) + c_out F(c_in y, c_noise); c_out^2 is the mean squared error that W leaves, the sum
-    of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels.
+    of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels. Once fitted, in evaluation mode, D
+    is W alone above `LINEAR_ABOVE`: training hardly sees such noise, and films drawn so were as good, with
+    12 calls of the network in place of 20.
     """
 
     def __init__(self, network: UNet2D, img_size: int, n_components: int = 256) -> None:
@@ -288,6 +291,11 @@ class Denoiser(nn.Module):
             c_out, c_in = self.scales(sigma)
             linear = self.linear_estimate(x, sigma)
             centred = x - self.mean.reshape(self.image_shape)
+        if not self.training:
+            asked = (sigma <= LINEAR_ABOVE) | ~self.variances.any()
+            if not asked.any():
+                return linear
+            c_out = c_out * asked[:, None, None, None]
         return linear + c_out * self.network(c_in * centred, sigma.log() / 4, labels)
 
     def linear_estimate(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -179,3 +179,19 @@ def test_the_fitted_spectrum_sums_to_the_variance_of_the_images():
     total = denoiser.variances.sum() + denoiser.rest.sum()
     assert total.item() == pytest.approx(covariance.trace().item(), rel=0.03)
     assert math.isclose(denoiser.directions.square().sum().item(), 3, rel_tol=1e-4)
+
+def test_above_the_noise_of_the_training_the_linear_estimate_stands_alone():
+    denoiser = tiny().eval()
+    denoiser.fit(torch.rand(20, 1, 8, 8) * 2 - 1)
+    torch.nn.init.normal_(denoiser.network.last[2].weight)
+    asked = []
+    denoiser.network.register_forward_hook(lambda *_: asked.append(True))
+    x, sigma = torch.randn(3, 1, 8, 8) * 20, torch.tensor([20.0, 7.0, 0.5])
+    with torch.no_grad():
+        estimate, linear = denoiser(x, sigma), denoiser.linear_estimate(x, sigma)
+        assert torch.equal(estimate[0], linear[0])
+        assert not any(torch.allclose(estimate[i], linear[i]) for i in (1, 2))
+        assert len(asked) == 1
+        torch.testing.assert_close(denoiser(x[:1], sigma[:1]), linear[:1])
+        assert len(asked) == 1  # the network costs nothing where it adds nothing
+        assert not torch.allclose(denoiser.train()(x[:1], sigma[:1]), linear[:1])

@@ -276,7 +276,7 @@ class Diffusers(Loop):
     def draw(self, model: nn.Module, noise: Tensor) -> Tensor:
         from diffusers import DDIMScheduler
 
-        walk = DDIMScheduler.from_config(self.noising.config)
+        walk = DDIMScheduler.from_config(self.noising.config, timestep_spacing="trailing")  # from pure noise
         walk.set_timesteps(self.calls)
         for t in walk.timesteps:
             noise = walk.step(self.estimate(model, noise, t.expand(len(noise))), t, noise).prev_sample
@@ -292,10 +292,10 @@ class DiffusersTuned(Diffusers):
         from diffusers import UNet2DModel
 
         return UNet2DModel(
-            sample_size=IMG_SIZE, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=16,
-            block_out_channels=(32, 64, 128, 128), attention_head_dim=32,
-            down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3)
+            sample_size=IMG_SIZE, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=8,
+            block_out_channels=(16, 32, 64, 128, 128), attention_head_dim=32,
+            down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 4)
 
     def optimise(self) -> tuple[float, torch.optim.Optimizer]:
         return 1e-3, torch.optim.AdamW(self.model.parameters(), 1e-3)
@@ -304,13 +304,15 @@ class DiffusersTuned(Diffusers):
 class Monai(Loop):
     """MONAI's tutorial 2d_ddpm, whose films have this size."""
 
-    batch_size, clip, prediction = 128, float("inf"), "epsilon"
+    batch_size, clip, schedule, prediction = 128, float("inf"), "linear_beta", "epsilon"
 
     def build(self) -> nn.Module:
         from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-        self.noising = DDPMScheduler(num_train_timesteps=1000, prediction_type=self.prediction)
-        self.walk = DDIMScheduler(num_train_timesteps=1000, prediction_type=self.prediction)
+        self.noising = DDPMScheduler(schedule=self.schedule, prediction_type=self.prediction)
+        # from pure noise; without an offset its steps end at other levels than they are told, and grain stays
+        self.walk = DDIMScheduler(schedule=self.schedule, prediction_type=self.prediction,
+                                  steps_offset=1000 // self.calls - 1)
         return self.network()
 
     def network(self) -> nn.Module:
@@ -341,14 +343,16 @@ class Monai(Loop):
 class MonaiTuned(Monai):
     """MONAI with a network, a step size and a target for this size and time."""
 
-    batch_size, warm_up, decays, clip, average, prediction = 16, 50, True, 1.0, 0.99, "v_prediction"
+    batch_size, warm_up, decays, clip, average = 16, 50, True, 1.0, 0.99
+    schedule, prediction = "cosine", "v_prediction"
 
     def network(self) -> nn.Module:
         from monai.networks.nets import DiffusionModelUNet
 
-        return DiffusionModelUNet(spatial_dims=2, in_channels=1, out_channels=1, channels=(32, 64, 128, 128),
-                                  attention_levels=(False, False, False, True), num_res_blocks=1,
-                                  num_head_channels=32, norm_num_groups=16)
+        return DiffusionModelUNet(spatial_dims=2, in_channels=1, out_channels=1,
+                                  channels=(16, 32, 64, 128, 128),
+                                  attention_levels=(False, False, False, False, True), num_res_blocks=1,
+                                  num_head_channels=32, norm_num_groups=8)
 
     def optimise(self) -> tuple[float, torch.optim.Optimizer]:
         return 1e-3, torch.optim.Adam(self.model.parameters(), 1e-3)
@@ -381,7 +385,7 @@ class LucidrainsTuned(Lucidrains):
     """denoising-diffusion-pytorch with a network, a step size and a weighting for this size and time."""
 
     batch_size, warm_up, decays, average = 16, 50, True, 0.99
-    width, multipliers, weighted = 24, (1, 2, 4, 4), True
+    width, multipliers, weighted = 16, (1, 2, 4, 8), True
 
     def optimise(self) -> tuple[float, torch.optim.Optimizer]:
         return 1e-3, torch.optim.Adam(self.model.parameters(), 1e-3, betas=(0.9, 0.99))

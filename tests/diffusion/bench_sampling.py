@@ -1,7 +1,8 @@
-"""Measure what sampling takes, and what few calls of the network cost in quality.
+"""Measure what sampling takes, and what few steps cost in quality.
 
 Run by `make bench`, with the model that comes with lesson 3. Bars: 48 films of 64x64 within 2 seconds of a
-quiet machine with 2 cores, and with 20 calls a Frechet distance within a tenth of that with 250.
+quiet machine with 2 cores, and with 20 steps (12 of them call the network) a Frechet distance within a tenth
+of that with 250.
 """
 
 import sys
@@ -44,7 +45,7 @@ def main() -> bool:
     seconds = quickest(model)
     print(f"{N_TIMED} films of 64x64, {torch.get_num_threads()} threads: {seconds:.2f} s (bar {SECONDS_BAR})")
     few, many = distance(model, FEW), distance(model, MANY)
-    print(f"Frechet distance with {FEW} calls {few:.1f}, with {MANY} calls {many:.1f}: {few / many - 1:+.1%} "
+    print(f"Frechet distance with {FEW} steps {few:.1f}, with {MANY} steps {many:.1f}: {few / many - 1:+.1%} "
           f"(bar {RATIO_BAR:.0%})")
     return seconds > SECONDS_BAR or abs(few / many - 1) > RATIO_BAR
 

@@ -44,7 +44,7 @@ def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
     torch.manual_seed(seed)
     n_threads = min(n_threads, torch.get_num_threads())
     torch.set_num_threads(n_threads)
-    threadpool_limits(n_threads)  # sixteen threads of BLAS on the small matrices of a lesson only wait
+    threadpool_limits(n_threads)  # of BLAS and OpenMP: neither numbers nor times should depend on many cores
     # A GPU needs this for deterministic matrix products. Some of its backward passes have no deterministic
     # form: there a warning tells, and the lesson goes on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

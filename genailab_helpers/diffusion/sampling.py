@@ -90,7 +90,7 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
     n_samples : int
         Number of images.
     n_steps : int, default 250
-        Noise levels to visit; one call of the network each.
+        Noise levels to visit; one call of the denoiser each.
     seed : int or torch.Generator, default 0
         Source of all noise, on the CPU.
     labels : Tensor, optional
@@ -162,7 +162,7 @@ def sample_heun(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, se
                 images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
     """Sample by Heun's method: take DDIM's step, look at the slope there, go back and use the mean of both.
 
-    Two calls of the network a step, one at the last. Parameters, result and errors are those of
+    Two calls of the denoiser a step, one at the last. Parameters, result and errors are those of
     `sample_ddpm`.
 
     Notes
@@ -189,7 +189,7 @@ def sample_dpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, see
                images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
     """Sample by DPM-Solver++(2M): DDIM's step towards an estimate that the last one helps to predict.
 
-    One call of the network a step, and the accuracy of two: where few calls can be paid, take this one.
+    One call of the denoiser a step, and the accuracy of two: where few calls can be paid, take this one.
     Parameters, result and errors are those of `sample_ddpm`.
 
     Notes
@@ -269,7 +269,7 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
         Noise levels to visit.
     n_repeats : int, default 10
         How often each level is walked. Every time, the known pixels are put in under fresh noise, and the
-        others answer to them; with 1 they hardly do. The network is called n_steps * n_repeats times.
+        others answer to them; with 1 they hardly do. The denoiser is called n_steps * n_repeats times.
     seed, labels, guidance
         As for `sample_ddpm`.
 

@@ -164,6 +164,13 @@ def test_costs_grow_with_passes_films_and_pixels(load_script: Callable[[str], Mo
     assert [row[3] for row in rows] == ["2.0", "8.0"]
     assert "estimate" in page
 
+    card = {"card": "A CARD", "torch": "2", "date": "2026-01-02", "rows": [
+        {"size": size, "batch size": n, "compiled": False, "seconds a step": 0.03, "films a second": speed,
+         "peak GB": 1.0} for size in (64, 128) for n, speed in ((16, 500), (256, 5216))]}
+    with_card = costs.page({64: 0.18, 128: 0.72}, passes=3600, minutes=30, card=card)
+    assert "| 64 x 64 | 0.18 | 58.7 | 1.00 |" in with_card  # 3,600 passes at one a second, by the fastest row
+    assert "| 64 x 64 | 16 | no | 0.0300 | 500 | 1.00 |" in with_card
+
 
 def test_seconds_of_a_step_are_measured(load_script: Callable[[str], ModuleType]) -> None:
     costs = load_script("extrapolate_costs")

@@ -181,7 +181,9 @@ def _cells(picture: Image.Image, grid: tuple[int, int], reach: int) -> tuple[Ima
     low = high = shifted[0]
     for cells in shifted:
         low, high = ImageChops.darker(low, cells), ImageChops.lighter(high, cells)
-    return shifted[0], low.filter(ImageFilter.MinFilter(reach)), high.filter(ImageFilter.MaxFilter(reach))
+    if reach > 1:  # a filter of size 1 changes nothing, and ends the process in Pillow 12.3
+        low, high = low.filter(ImageFilter.MinFilter(reach)), high.filter(ImageFilter.MaxFilter(reach))
+    return shifted[0], low, high
 
 
 def _on_white(encoded: bytes) -> Image.Image:

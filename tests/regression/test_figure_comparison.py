@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from genailab_helpers.nbregression import FIGURE_THRESHOLD, compare_figures, figure_difference
 
@@ -140,6 +140,14 @@ def test_wide_tolerance_lets_a_training_curve_move_but_not_vanish() -> None:
         assert compare_figures(png(other), reference, tolerance=0.05)
     thin = png(curve(width=0.8, colour="0.6"))
     assert compare_figures(thin, png(nothing), tolerance=0.05)
+
+
+def test_no_filter_of_size_1_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ImageFilter.RankFilter, image: Image.Image) -> Image.Image:
+        raise AssertionError(f"size {self.size}: Pillow 12.3 ends the process at size 1")
+
+    monkeypatch.setattr(ImageFilter.RankFilter, "filter", refuse)
+    assert compare_figures(png(curve()), png(curve(1)), tolerance=0) is not None
 
 
 def test_transparent_counts_as_white_and_jpeg_is_read() -> None:

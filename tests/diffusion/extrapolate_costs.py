@@ -103,7 +103,8 @@ def page(seconds: dict[int, float], passes: float, minutes: float, card: dict[st
         lines += [
             f"Measured on one {card['card']} on {card['date']}, torch {card['torch']}: our network in "
             "bfloat16 with channels last, the median step of films that lie in memory already "
-            "(`docs/card.json`). The hours above take the fastest row of each size.", "",
+            "(`docs/card.json`). The hours above take the fastest row of each size; whether as many films "
+            "teach as much in larger batches, so in fewer steps, was not measured.", "",
             "| film | films a step | compiled | seconds a step | films a second | memory at most, GB |",
             "|---|---|---|---|---|---|"]
         lines += [f"| {row['size']} x {row['size']} | {row['batch size']} | "

@@ -18,15 +18,17 @@ from genailab_helpers.phantoms.chest import render_chests, sample_chests
 class Fake:
     """A method that needs no time."""
 
-    n_samples, calls = 40, 1
+    batch_size, n_samples, sampler, calls = 16, 40, "copying", 1
 
     def __init__(self, name: str, minutes: float, films: Tensor, log: list[str]) -> None:
         self.name, self.minutes, self.films, self.log, self.seconds = name, minutes, films, log, 0.0
 
-    def train(self, seconds: float) -> float:
+    def share(self) -> float:
+        return self.seconds / 60 / self.minutes
+
+    def train(self, seconds: float) -> None:
         self.log.append(self.name)
         self.seconds += seconds
-        return self.seconds / 60 / self.minutes
 
     def sample(self, n_samples: int, seed: int) -> Iterator[Tensor]:
         self.log.append(f"{self.name} draws")
@@ -74,6 +76,8 @@ def test_turns_are_given_in_proportion(peers: ModuleType, films: Any) -> None:
     assert log.count("long") == 12
     for end in range(1, len(log)):  # at any time, both have done the same share, give or take a turn
         assert abs(log[:end].count("short") / 4 - log[:end].count("long") / 12) <= 1 / 4
+    peers.train_in_turns(methods, seconds=15)
+    assert len(log) == 16  # both are over
 
 
 def test_our_training_goes_on_from_turn_to_turn(peers: ModuleType, films: Any, tmp_path: Path,
@@ -84,7 +88,8 @@ def test_our_training_goes_on_from_turn_to_turn(peers: ModuleType, films: Any, t
     minutes = 0.06
     shares = [0.0]
     while shares[-1] < 1:
-        shares.append(peers.Ours(films, minutes, tmp_path).train(0.8))  # as after a restart
+        peers.Ours(films, minutes, tmp_path).train(0.8)
+        shares.append(peers.Ours(films, minutes, tmp_path).share())  # as after a restart
         assert len(shares) < 40
     assert len(shares) > 3
     assert shares == sorted(shares)
@@ -101,14 +106,40 @@ def test_a_loop_goes_on_from_its_state(peers: ModuleType, films: Any, tmp_path: 
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "time", Clock(0.1))
     first = peers.Rough("rough", films, tmp_path, minutes=0.02)
-    assert first.train(0.3) < 1
+    first.train(0.3)
+    assert 0 < first.share() < 1
     again = peers.Rough("rough", films, tmp_path, minutes=0.02)
     assert (again.steps, again.seconds) == (first.steps, first.seconds)
     for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert again.train(60) >= 1
+    again.train(60)
+    assert again.share() >= 1
     assert again.steps > first.steps
     assert torch.cat(list(again.sample(2, seed=1))).abs().max() <= 1
+
+
+def test_an_average_begins_when_it_is_told(peers: ModuleType, films: Any, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the Trainer of denoising-diffusion-pytorch: after 100 steps, every tenth."""
+    monkeypatch.setattr(peers.Rough, "average_from", 4)
+    monkeypatch.setattr(peers.Rough, "average_every", 3)
+    rough = peers.Rough("rough", films, tmp_path, minutes=1)
+    begun = {name: p.clone() for name, p in rough.model.named_parameters()}
+    counts = []
+    for _ in range(12):
+        monkeypatch.setattr(peers, "time", Clock(30.0))  # a step a turn
+        rough.train(1)
+        counts.append(int(rough.averaged.n_averaged))
+        rough.seconds = 0.0
+    assert rough.steps == 12
+    assert counts == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert any(not torch.equal(p, begun[name]) for name, p in rough.averaged.module.named_parameters())
+
+
+def test_a_run_that_goes_on_is_noted_once(peers: ModuleType, tmp_path: Path) -> None:
+    for names in (["a", "b"], ["b"], [], ["c", "b"], ["c"]):
+        peers.note_run(names, tmp_path)
+    assert [run["methods"] for run in peers.read_runs(tmp_path)] == [["a", "b"], ["c", "b"]]
 
 
 @pytest.mark.parametrize("name", ["Diffusers", "DiffusersTuned", "Monai", "MonaiTuned", "Lucidrains",
@@ -124,7 +155,8 @@ def test_each_peer_trains_and_draws(name: str, peers: ModuleType, tmp_path: Path
     monkeypatch.setattr(kind, "calls", 2)
     monkeypatch.setattr(kind, "batch_size", 4)
     peer = kind(name, films, tmp_path, minutes=0.001)
-    assert peer.train(1) >= 1
+    peer.train(1)
+    assert peer.share() >= 1
     assert peer.steps >= 1
     made = torch.cat(list(kind(name, films, tmp_path, minutes=0.001).sample(2, seed=1)))
     assert made.shape == (2, 1, 64, 64)
@@ -145,11 +177,14 @@ def test_rows_are_measured_once_and_reported(peers: ModuleType, films: Any, tmp_
     assert peers.measure([*curve, peer], films, tmp_path / "work") == rows
     assert len(log) == before
 
-    head = {"date": "2026-01-02", "machine": "2 cores", "versions": "torch 2", "films": "60 of phantoms"}
+    runs = peers.read_runs(tmp_path / "work")
+    assert [run["methods"] for run in runs] == [[method.name for method in (*curve, peer)]]
+    head = {"date": "2026-01-02", "machine": "2 cores", "versions": "torch 2", "films": "60 of phantoms",
+            "runs": runs}
     peers.write_report(rows, head, tmp_path / "docs")
     assert json.loads((tmp_path / "docs" / "peers.json").read_text()) == {"head": head, "rows": rows}
     page = (tmp_path / "docs" / "peers.md").read_text()
-    for told in ("2026-01-02", "2 cores", "60 of phantoms", "a peer, tuned", "Not for diagnosis"):
+    for told in ("2026-01-02", "2 cores", "60 of phantoms", "a peer, tuned", "Not for diagnosis", "; a peer"):
         assert told in page
     assert Image.open(tmp_path / "docs" / "peers.png").size[0] > 600
 

@@ -170,9 +170,9 @@ def train_diffusion(
                    "seconds_a_step": round(seconds / len(losses), 3),
                    "mean_of_last_100_losses": round(sum(losses[-100:]) / len(losses[-100:]), 4),
                    "date": datetime.now(UTC).date().isoformat()}
-        save_denoiser(output / MODEL, model, {"run": recipe}, half=True)
         with whole_file(output / RECIPE) as path:
             path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        save_denoiser(output / MODEL, model, {"run": recipe}, half=True)  # last: it says that all is there
     done = json.loads((output / RECIPE).read_text(encoding="utf-8"))
     typer.echo(f"{done['steps']} steps, {done['seconds_a_step']} s a step, "
                f"loss {done['mean_of_last_100_losses']} (1: the best linear estimate)")

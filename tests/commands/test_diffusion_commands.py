@@ -14,7 +14,7 @@ from PIL import Image
 
 from genailab_helpers import commands
 from genailab_helpers.commands import main
-from genailab_helpers.diffusion import evaluation, training
+from genailab_helpers.diffusion import evaluation, process, training
 from genailab_helpers.diffusion.process import load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
 from genailab_helpers.features import lite0_features
@@ -159,6 +159,23 @@ def test_finished_run_is_left_as_it_is(trained: Path, films: Path) -> None:
     before = (trained / commands.MODEL).read_bytes(), (trained / commands.RECIPE).read_bytes()
     run("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3, "--output", trained)
     assert before == ((trained / commands.MODEL).read_bytes(), (trained / commands.RECIPE).read_bytes())
+
+
+def test_the_model_is_written_last(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed before it has its model finishes when it is called again."""
+    def told_before(*args: object, **more: object) -> None:
+        assert "steps" in json.loads((tmp_path / "run" / commands.RECIPE).read_text())
+        raise OSError("disk full")
+
+    arguments = ("train", "diffusion", "--data", films, "--img-size", 16, "--n-steps", 3,
+                 "--output", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "save_denoiser", told_before)
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        assert end.value.code
+    run(*arguments)
+    assert (tmp_path / "run" / commands.MODEL).exists()
 
 
 def test_samples_come_in_class_folders_as_frequent_as_in_training(trained: Path, tmp_path: Path) -> None:

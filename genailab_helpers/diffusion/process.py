@@ -18,7 +18,8 @@ from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.storage import load_checkpoint, load_weights, save_checkpoint
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 80.0  # Karras et al. 2022 end at 0.002, a quarter of a grey level of 8 bits
-LINEAR_ABOVE = 7.4  # training draws stronger noise once in 750 times: there the linear estimate stands alone
+NOISE_MEAN, NOISE_STD = -1.6, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
+LINEAR_ABOVE = math.exp(NOISE_MEAN + 3 * NOISE_STD)  # 7.4; training draws stronger noise once in 750 times
 WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
 
 

@@ -67,9 +67,10 @@ def _start(denoiser: DenoiserLike, n_samples: int, n_steps: int, seed: int | tor
 
 def _checked(images: Tensor, denoiser: DenoiserLike) -> Tensor:
     """Return images on the CPU if they are what this denoiser can go on from."""
-    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(denoiser.image_shape) or not len(images):
-        raise ValueError(f"images of shape {tuple(images.shape)}; expected (N, "
-                         f"{', '.join(map(str, denoiser.image_shape))}), the shape that this model draws")
+    if (images.dtype != torch.float32 or images.ndim != 4 or not len(images)
+            or tuple(images.shape[1:]) != tuple(denoiser.image_shape)):
+        raise ValueError(f"images of shape {tuple(images.shape)} and {images.dtype}; expected (N, "
+                         f"{', '.join(map(str, denoiser.image_shape))}) and float32, as this model draws")
     low, high = images.min().item(), images.max().item()
     if not -1.001 <= low <= high <= 1.001:
         raise ValueError(f"images with values from {low:.3g} to {high:.3g}; expected -1 (black) to 1 (white)")

@@ -21,10 +21,9 @@ from tqdm.auto import tqdm
 
 from genailab_helpers.devices import choose_device, join_processes
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import WEIGHTS, Denoiser, add_noise
+from genailab_helpers.diffusion.process import NOISE_MEAN, NOISE_STD, WEIGHTS, Denoiser, add_noise
 from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
 
-NOISE_MEAN, NOISE_STD = -1.6, 1.2  # of log sigma in training; strong noise is the linear estimate's affair
 EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the training
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label
 FIT_IMAGES = 1024  # at most so many images measure mean and directions: more take memory for little
@@ -147,7 +146,8 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     Raises
     ------
     ValueError
-        If the batches are no such images or labels, or the checkpoint belongs to another training.
+        If a length is 0 or less, the batches are no such images or labels or do not fit the model, or the
+        checkpoint belongs to another training.
     RuntimeError
         If the device is not there.
     TrainingStopped
@@ -166,6 +166,12 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     started = time.monotonic()
     if n_epochs is None and n_steps is None and minutes is None:
         raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
+    for name, number in (("n_epochs", n_epochs), ("n_steps", n_steps), ("minutes", minutes),
+                         ("checkpoint_every", checkpoint_every)):
+        if number is not None and number <= 0:
+            raise ValueError(f"{name}={number}: expected more than 0")
+    if model is not None and model.image_shape[-1] != img_size:
+        raise ValueError(f"img_size={img_size}: this model was made for {model.image_shape[-1]}")
     if n_epochs is not None:
         n_steps = min(n_epochs * _steps_per_epoch(dataloader), n_steps or sys.maxsize)
     join_processes()
@@ -188,7 +194,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
                                            "batches": getattr(dataloader, "__len__", lambda: None)()}}
     if checkpoint is not None and Path(checkpoint).exists():
         state.restore(checkpoint, recipe)
-    half = where.type == "cuda" and torch.cuda.is_bf16_supported()
+    half = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if where.type == "cuda":
         state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile_network:
@@ -354,11 +360,13 @@ def _batches(loader: Any, seed: int, epoch: int = 0, skip: int = 0, rank: int = 
     generator = torch.Generator().manual_seed(seed + 1_000_003 * (epoch + 1))
     n, shuffled = len(loader.dataset), isinstance(loader.sampler, RandomSampler)
     order = torch.randperm(n, generator=generator) if shuffled else torch.arange(n)
-    whole = loader.drop_last or world > 1
     parts = [part[rank::world].tolist() for part in order.split(loader.batch_size)
-             if len(part) == loader.batch_size or not whole]
+             if len(part) == loader.batch_size or not loader.drop_last]
     if world > 1 and loader.batch_size % world:
         raise ValueError(f"batch_size={loader.batch_size} cannot be shared equally by {world} processes")
+    if world > 1 and not loader.drop_last and n % loader.batch_size:
+        raise ValueError(f"{world} processes cannot share the last batch, {n % loader.batch_size} of "
+                         f"{loader.batch_size} images: give the DataLoader drop_last=True")
     return iter(DataLoader(loader.dataset, batch_sampler=parts[skip:], num_workers=loader.num_workers,
                            collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, timeout=loader.timeout,
                            worker_init_fn=loader.worker_init_fn, generator=generator,
@@ -385,12 +393,12 @@ def _check(batch: Any, img_size: int, channels: int | None = None,
     """Take a batch apart, or say what is wrong with it."""
     pair = batch if isinstance(batch, (list, tuple)) and len(batch) in (1, 2) else [batch]
     images, labels = (*pair, None)[:2]
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.float32:
         got = type(images).__name__
         if isinstance(images, Tensor):
             got = f"{images.dtype} of shape {tuple(images.shape)}"
         raise ValueError(f"the loader yields {got}; "
-                         f"expected float tensors (N, C, H, W), or pairs of them and labels")
+                         f"expected float32 tensors (N, C, H, W), or pairs of them and labels")
     wanted = (channels or images.shape[1], img_size, img_size)
     if tuple(images.shape[1:]) != wanted:
         raise ValueError(f"the loader yields images of shape {tuple(images.shape[1:])}; expected {wanted}: "
@@ -434,6 +442,8 @@ def _some_images(loader: Any, img_size: int, seed: int) -> Tensor:
     images: list[Tensor] = []
     for batch in _batches(loader, seed):
         images.append(_check(batch, img_size)[0])
+        if not images[-1].isfinite().all():
+            raise ValueError("the loader yields images that are not finite")
         if sum(map(len, images)) >= FIT_IMAGES:
             break
     return torch.cat(images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from genailab_helpers.diffusion import training
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import Denoiser, load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
@@ -351,8 +352,8 @@ def batches(**change):
 
 
 @pytest.mark.parametrize(("loader", "more", "message"), [
-    ([["a.png", "b.png", "c.png"]], {}, r"yields list; expected float tensors"),
-    ([["a.png", "b.png"]], {}, r"yields str; expected float tensors"),
+    ([["a.png", "b.png", "c.png"]], {}, r"yields list; expected float32 tensors"),
+    ([["a.png", "b.png"]], {}, r"yields str; expected float32 tensors"),
     (batches(images=torch.zeros(8, 8, 8)), {}, r"float32 of shape \(8, 8, 8\)"),
     (batches(images=torch.zeros(8, 1, 8, 8, dtype=torch.uint8)), {}, r"torch.uint8 of shape"),
     (batches(images=torch.zeros(8, 1, 16, 16)), {}, r"\(1, 16, 16\); expected \(1, 8, 8\).*same img_size"),
@@ -364,10 +365,38 @@ def batches(**change):
     (iter(batches()), {"n_steps": 2}, r"no batch when it is read again"),
     (iter(batches()), {"n_steps": None, "n_epochs": 1}, r"does not know its length: give n_steps"),
     (batches(), {"n_steps": None}, r"how long to train"),
+    (batches(images=torch.zeros(8, 1, 8, 8, dtype=torch.float64)), {}, r"torch.float64 of shape"),
+    (batches(), {"n_steps": 0}, r"n_steps=0: expected more than 0"),
+    (batches(), {"n_epochs": 1, "n_steps": 0}, r"n_steps=0: expected more than 0"),
+    (batches(), {"minutes": -1.0}, r"minutes=-1.0: expected more than 0"),
+    (batches(), {"checkpoint_every": 0}, r"checkpoint_every=0: expected more than 0"),
 ])
 def test_bad_batches_give_one_clear_error(loader, more, message):
     with pytest.raises(ValueError, match=message):
         train_image_diffusion(loader, 8, **{"n_steps": 1, "model": tiny(), "progress": False, **more})
+
+
+def test_a_model_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"img_size=16: this model was made for 8"):
+        train_image_diffusion([torch.zeros(2, 1, 16, 16)], 16, n_steps=1, model=tiny(), progress=False)
+
+
+def test_processes_share_whole_batches_only():
+    loader = DataLoader(Bars(20), batch_size=8, shuffle=True, drop_last=True)
+    shares = [list(training._batches(loader, 0, rank=rank, world=2)) for rank in (0, 1)]
+    assert [[len(batch) for batch in share] for share in shares] == [[4, 4], [4, 4]]
+    whole = list(training._batches(loader, 0))
+    assert torch.equal(torch.stack([shares[0][0], shares[1][0]], 1).flatten(0, 1), whole[0])
+    for change, message in (({"drop_last": False}, r"2 processes cannot share the last batch, 4 of 8 images"),
+                            ({"drop_last": True, "batch_size": 5}, r"batch_size=5 cannot be shared equally")):
+        other = DataLoader(Bars(20), **{"batch_size": 8, "shuffle": True, **change})
+        with pytest.raises(ValueError, match=message):
+            training._batches(other, 0, world=2)
+
+
+def test_images_that_are_not_finite_are_not_fitted():
+    with pytest.raises(ValueError, match=r"images that are not finite"):
+        train_image_diffusion([torch.full((4, 1, 16, 16), torch.nan)], 16, n_steps=1, progress=False)
 
 
 @pytest.mark.parametrize(("labels", "num_classes", "message"), [

@@ -532,7 +532,7 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
     with whole_file(docs / "peers.json") as path:
         lines = ",\n".join(json.dumps(row) for row in rows)
         path.write_text(f'{{"head": {json.dumps(head)},\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
-    few = f"of {PEER_SAMPLES}"
+    few, many = f"of {PEER_SAMPLES}", f"of {OUR_SAMPLES}"
 
     def distance(row: dict[str, Any], n_films: str = few) -> str:
         value, low, high = row[n_films]["generated"]["frechet"]
@@ -547,7 +547,8 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
         f"{rows[0]['method']}: {distance(rows[0])}. The best peer, {best['method']} ({best['minutes']:g} "
         f"minutes): {distance(best)}.", "",
         HOW.format(calls=PEER_CALLS), "",
-        f"Trained in turns of {SLICE:g} seconds, so that a slow hour of the machine slows all alike:", "",
+        f"Trained in turns of {SLICE:g} seconds, so that a slow hour of the machine slows all methods of a "
+        "run alike; the runs:", "",
         *(f"- on {run['date']}: {'; '.join(run['methods'])}" for run in head["runs"]), "",
         f"*Distance* is the Frechet distance in the frozen Lite0 space between {PEER_SAMPLES} generated and "
         f"as many held-out films, with a 95 % interval, as `genailab evaluate` prints it (it compares halves "
@@ -564,7 +565,6 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
                     f"{row['gigaflop']:,.0f} | {row['parameters'] / 1e6:.1f} M | "
                     f"{row['sampler']}, {row['calls']} | {row['seconds a film']:.2f} | {distance(row)} | "
                     f"{made['recall'][0]:.2f} | {made['nn_ratio'][0]:.2f} |")
-    many = f"of {OUR_SAMPLES}"
     ours = [row for row in rows if many in row]
     text += ["", f"With {OUR_SAMPLES} films (n = {ours[0][many]['n']}; held-out against held-out "
              f"{ours[0][many]['reference']['frechet'][0]:.0f}):", "",

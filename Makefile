@@ -4,7 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
+MADE_TEST := $(VENV)/.made-test
 MADE_BENCH := $(VENV)/.made-bench
+
+# uv where it is installed, else pip; the same versions either way.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),"$(UV)" pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt
+
+# On Linux without a graphics card: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+# Tests have a cache of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
+TEST_CACHE := $(abspath build/cache)
 
 # Tests on real films skip where this is unset.
 ifneq ($(wildcard ../shared/data),)
@@ -19,20 +30,25 @@ help: ## list these targets
 run: $(MADE) ## execute every lesson; notebooks and pages go to build/
 	$(BIN)/genailab run
 
-test: $(MADE) ## ruff, mypy, the quick tests, then every notebook against its recorded outputs
+test: export GENAILAB_CACHE := $(TEST_CACHE)
+test: $(MADE_TEST) ## ruff, mypy, the quick tests, then every notebook against its recorded outputs
+	rm -rf $(TEST_CACHE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-test-slow: $(MADE) ## the tests that take more than about ten seconds each
+test-slow: export GENAILAB_CACHE := $(TEST_CACHE)
+test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 	$(BIN)/python -m pytest -m slow || { code=$$?; \
 		test $$code -eq 5 && ! grep -rq "mark\.slow" tests --include="*.py" || exit $$code; }
 
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks
 
+record: export GENAILAB_CACHE := $(TEST_CACHE)
 record: $(MADE) ## execute the notebooks and write their outputs, the reference of the tests
+	rm -rf $(TEST_CACHE)
 	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb
 
 bench: $(MADE_BENCH) ## run every bench_*.py script under tests/, one after the other
@@ -53,9 +69,14 @@ $(MADE): pyproject.toml constraints.txt
 	newer, and $(PYTHON) is not; name another one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	base=$$($(PYTHON) -c "import sys; print(sys._base_executable)") && \
 		rm -rf $(VENV) && "$$base" -m venv $(VENV)
-	$(BIN)/python -m pip install -e ".[test]" -c constraints.txt
+	$(if $(TORCH_INDEX),$(INSTALL) torch torchvision --index-url $(TORCH_INDEX))
+	$(INSTALL) -e .
 	@touch $@
 
-$(MADE_BENCH): $(MADE)
-	$(BIN)/python -m pip install -e ".[bench]" -c constraints.txt
+$(MADE_TEST): $(MADE)
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+$(MADE_BENCH): $(MADE_TEST)
+	$(INSTALL) -e ".[bench]"
 	@touch $@

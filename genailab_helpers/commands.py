@@ -1,6 +1,8 @@
 """The `genailab` command. What a command needs is imported inside it, so that the help appears at once."""
 
+import hashlib
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -94,12 +96,12 @@ def _split(parameter: str) -> tuple[str, str]:
 
 def _check_data(given: dict[str, str]) -> None:
     """Refuse a folder without radiographs now, not after minutes of lessons."""
-    from genailab_helpers.datasets.folders import list_radiographs
+    from genailab_helpers.datasets.index import index_images
     from genailab_helpers.execution import FILMS
 
     for folder in (given.get(name) for name in FILMS):
-        if folder not in (None, "None") and not folder.endswith(".json"):  # a label file
-            list_radiographs(Path(folder).expanduser())
+        if folder not in (None, "None"):
+            index_images(folder)
 
 
 def _check_output(output: Path) -> None:
@@ -139,10 +141,9 @@ def train_diffusion(
     """
     from torch.utils.data import DataLoader
 
-    from genailab_helpers.devices import join_processes
+    from genailab_helpers.checkpoints import join_processes, load_checkpoint, whole_file
     from genailab_helpers.diffusion.process import save_denoiser
     from genailab_helpers.diffusion.training import train_image_diffusion
-    from genailab_helpers.storage import load_checkpoint, whole_file
 
     if img_size < 16 or img_size % 8:
         raise ValueError(f"--img-size {img_size}: expected a multiple of 8, at least 16")
@@ -181,16 +182,13 @@ def train_diffusion(
 
 def _training_films(data: str, img_size: int, seed: int) -> "tuple[Dataset[Any], dict[str, int]]":
     """Return the films, with labels where there are several classes, and how many each class has."""
-    from genailab_helpers.datasets.folders import list_radiographs
     from genailab_helpers.diffusion.datasets import ChestXRayDataset, SyntheticXRayDataset
 
     films: ChestXRayDataset | SyntheticXRayDataset
     if data == SYNTHETIC:
         films = SyntheticXRayDataset(N_PHANTOMS, img_size, seed, labels=True)
     else:
-        if not data.endswith(".json"):  # a label file; an empty folder is refused before anything is read
-            list_radiographs(data)
-        films = ChestXRayDataset(Path(data).expanduser(), img_size, labels=True)
+        films = ChestXRayDataset(data, img_size, labels=True)
     films.labels = len(films.classes) > 1
     return films, {name: films.targets.count(label) for label, name in enumerate(films.classes)}
 
@@ -220,11 +218,9 @@ def sample(
     from PIL import Image
     from tqdm import tqdm
 
-    from genailab_helpers.datasets.folders import content_key
-    from genailab_helpers.devices import choose_device
+    from genailab_helpers.checkpoints import choose_device, whole_file
     from genailab_helpers.diffusion.process import load_denoiser
     from genailab_helpers.diffusion.sampling import generate
-    from genailab_helpers.storage import whole_file
 
     classes = read_recipe(run_folder)["classes"]
     if not (run_folder / MODEL).is_file():
@@ -241,7 +237,7 @@ def sample(
     labels = torch.from_numpy(of_films[places])
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     open_run(output, {"classes": dict(zip(classes, counts, strict=True)), "seed": seed, "guidance": guidance,
-                      "model": content_key(run_folder / MODEL).hex()})
+                      "model": hashlib.sha256((run_folder / MODEL).read_bytes()).hexdigest()})
     digits = max(4, len(str(n_samples)))
     paths = [output / "films" / list(classes)[label] / f"generated_{i:0{digits}d}.png"
              for i, label in enumerate(labels.tolist(), 1)]
@@ -313,16 +309,17 @@ def evaluate(
 
 def _read_films(folder: Path, img_size: int | None = None) -> "tuple[Tensor, list[str]]":
     """Read all films of a folder and name their patients; without a size, in the size of the first one."""
-    from genailab_helpers.datasets.catalog import patient_of
-    from genailab_helpers.datasets.folders import list_radiographs, read_radiographs
+    from genailab_helpers.datasets.folders import read_images
+    from genailab_helpers.datasets.index import index_images
     from genailab_helpers.radiographs import read_radiograph
 
-    folder = folder.expanduser()
-    paths = [path for path in list_radiographs(folder) if path.name != CONTACT_SHEET]
-    if not paths:
-        raise ValueError(f"{folder}: holds {CONTACT_SHEET} alone; expected a folder of films")
-    films, kept = read_radiographs(paths, img_size or read_radiograph(paths[0]).shape[-1])
-    return films, [patient_of(path.relative_to(folder)) for path in kept]
+    images = index_images(folder)
+    images = images[images.index != CONTACT_SHEET]
+    if images.empty:
+        raise ValueError(f"{folder}: holds {CONTACT_SHEET} alone; expected a folder of images")
+    size = img_size or read_radiograph(images["path"].iloc[0], bit_depth=16).shape[-1]
+    films, kept = read_images(images, size)
+    return films, kept["patient"].tolist()
 
 
 app.command()(grade)
@@ -358,8 +355,11 @@ def _known_lessons(folder: Path | None) -> list[Path]:
 
 
 def _join_parameters(arguments: Sequence[str]) -> list[str]:
-    """Join each `-p NAME VALUE` to `-p NAME=VALUE`: typer has no option that takes two words and repeats."""
-    words = iter(arguments)
+    """Join each `-p NAME VALUE` to `-p NAME=VALUE`: typer has no option that takes two words and repeats.
+
+    A `~` at the start of a path, also after `=`, is the home folder.
+    """
+    words = (re.sub(r"(^|=)~(?=/|$)", lambda match: match[1] + str(Path.home()), word) for word in arguments)
     joined = []
     for word in words:
         joined.append(word)

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+CACHES = ("images", "features", "locks")  # what the cache holds besides downloads
+
 data_app = typer.Typer(help="Prepare, audit and get folders of radiographs.", no_args_is_help=True)
 
-_Input = Annotated[Path, typer.Option("--input", help="Folder of films; it stays as it is.")]
+_Input = Annotated[Path, typer.Option("--input", help="Folder of images; it stays as it is.")]
 _Output = Annotated[Path, typer.Option(help="New or empty folder for the result.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 _Replace = Annotated[bool, typer.Option("--replace", help="Replace what the output holds.")]
@@ -29,7 +31,7 @@ def create(
     dry_run: _DryRun = False,
 ) -> None:
     """Make the empty tree {train,val,test}/CLASS."""
-    from genailab_helpers.datasets.catalog import PRESETS
+    from genailab_helpers.datasets.names import PRESETS
     from genailab_helpers.datasets.preparation import create_structure
 
     if (preset is None) == (classes is None) or (preset and preset not in PRESETS):
@@ -49,27 +51,29 @@ def organize(
     dry_run: _DryRun = False,
     replace: _Replace = False,
 ) -> None:
-    """Copy the films of a raw tree into class folders; list what has no class."""
-    from genailab_helpers.datasets import preparation
+    """Copy the images of a raw tree into class folders; list what has no class."""
+    from genailab_helpers.datasets import index, preparation
 
-    typer.echo(preparation.organize(source, output, table, _names(classes) or None, dry_run, replace))
+    images = index.index_images(source, table)
+    typer.echo(preparation.organize(images, output, _names(classes) or None, dry_run, replace))
 
 
 @data_app.command()
 def preprocess(
     source: _Input,
     output: _Output,
-    img_size: Annotated[int, typer.Option(help="Side of the films in pixels, at least 16.")] = 256,
+    img_size: Annotated[int, typer.Option(help="Side of the images in pixels, at least 16.")] = 256,
     fit: Annotated[str, typer.Option(
         help="letterbox (black bars), squash (aspect lost) or crop (middle square).",
     )] = "letterbox",
     dry_run: _DryRun = False,
     replace: _Replace = False,
 ) -> None:
-    """Write every film as a square grey 8-bit PNG."""
-    from genailab_helpers.datasets import preparation
+    """Write every image as a square grey 8-bit PNG."""
+    from genailab_helpers.datasets import index, preparation
 
-    typer.echo(preparation.preprocess(source, output, img_size, fit, dry_run, replace))  # type: ignore[arg-type]
+    images = index.index_images(source)
+    typer.echo(preparation.preprocess(images, output, img_size, fit, dry_run, replace))  # type: ignore[arg-type]
 
 
 @data_app.command()
@@ -82,20 +86,21 @@ def split(
     patient_pattern: _Pattern = None,
     patients: Annotated[Path | None, typer.Option(help="CSV with file and patient.")] = None,
     near_duplicates: Annotated[bool, typer.Option(
-        help="Whether films that look the same go to one split, as equal files do.",
+        help="Whether images that look the same go to one split, as equal files do.",
     )] = True,
     dry_run: _DryRun = False,
     replace: _Replace = False,
 ) -> None:
     """Divide class folders into train, val and test by patient."""
-    from genailab_helpers.datasets import preparation
+    from genailab_helpers.datasets import index, preparation
 
     try:
         shares = [float(share) for share in _names(ratios)]
     except ValueError:
         raise ValueError(f"--ratios {ratios}: expected three numbers such as 0.7,0.15,0.15") from None
-    typer.echo(preparation.split(source, output, shares, seed, mode, patient_pattern, patients,  # type: ignore[arg-type]
-                                 near_duplicates, dry_run, replace))
+    images = index.index_images(source, patients, patient_pattern)
+    typer.echo(preparation.split(images, output, shares, seed, mode, near_duplicates,  # type: ignore[arg-type]
+                                 dry_run, replace))
 
 
 @data_app.command()
@@ -106,24 +111,27 @@ def label(
     replace: _Replace = False,
 ) -> None:
     """Write the label file dataset.json of StyleGAN2-ADA."""
-    from genailab_helpers.datasets.preparation import write_labels
+    from genailab_helpers.datasets import index, preparation
 
-    typer.echo(write_labels(source, output, dry_run, replace))
+    typer.echo(preparation.write_labels(index.index_images(source), output, dry_run, replace))
 
 
 @data_app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of films.")],
-    table: Annotated[Path | None, typer.Option(help="CSV that should name films of the folder.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images.")],
+    table: Annotated[Path | None, typer.Option(help="CSV that should name images of the folder.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the report.")] = None,
     patient_pattern: _Pattern = None,
     classes: _Classes = None,
 ) -> None:
-    """Audit a folder of films; exit status 1 if there are errors."""
-    from genailab_helpers.datasets.audit import audit_folder
-    from genailab_helpers.storage import whole_file
+    """Audit a folder of images; exit status 1 if there are errors."""
+    from genailab_helpers.checkpoints import whole_file
+    from genailab_helpers.datasets.audit import audit_images
+    from genailab_helpers.datasets.index import index_images
 
-    report = audit_folder(folder, table, _names(classes) or None, patient_pattern)
+    if json_file and json_file.exists() and not json_file.read_bytes().startswith(b'{\n "root_dir"'):
+        raise FileExistsError(f"{json_file}: exists and is no report of this command; choose another name")
+    report = audit_images(index_images(folder, table, patient_pattern), _names(classes) or None)
     typer.echo(report)
     if json_file:
         with whole_file(json_file) as path:
@@ -135,18 +143,18 @@ def verify(
 @data_app.command()
 def download(
     name: Annotated[str | None, typer.Argument(
-        metavar="NAME", help="chest, covid, pneumoniamnist, or spine for how to get such films.",
+        metavar="NAME", help="chest, covid, pneumoniamnist, or spine for how to get such images.",
     )] = None,
     kaggle: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Any public Kaggle set.")] = None,
-    output: Annotated[Path, typer.Option(help="New or empty folder for the films.")] = Path("raw_data"),
+    output: Annotated[Path, typer.Option(help="New or empty folder for the images.")] = Path("raw_data"),
 ) -> None:
     """Get a public set and check its counts against its card."""
-    from genailab_helpers.datasets import catalog
+    from genailab_helpers.datasets import download as sets
 
-    if name in catalog.CARDS and name not in catalog.DOWNLOADS:
-        typer.echo(catalog.cards(name))
+    if name in sets.CARDS and name not in sets.DOWNLOADS:
+        typer.echo(sets.cards(name))
         raise ValueError(f"{name}: has to be fetched by hand; the steps stand above")
-    typer.echo(catalog.download(name, output, kaggle))
+    typer.echo(sets.download(name, output, kaggle))
 
 
 @data_app.command()
@@ -154,6 +162,23 @@ def cards(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One set; all if not given.")] = None,
 ) -> None:
     """Show what is known about the public sets: origin, licence, counts, faults."""
-    from genailab_helpers.datasets import catalog
+    from genailab_helpers.datasets import download as sets
 
-    typer.echo(catalog.cards(name))
+    typer.echo(sets.cards(name))
+
+
+@data_app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Empty it.")] = False,
+) -> None:
+    """Say where decoded images and features are kept, and how much they take; they may show patients."""
+    import shutil
+
+    from genailab_helpers.checkpoints import cache_folder
+
+    folder = cache_folder()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if clear:
+        for name in CACHES:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    typer.echo(f"{folder}: {size / 1e6:,.0f} MB" + " emptied" * clear)

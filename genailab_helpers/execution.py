@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from genailab_helpers.storage import whole_file
+from genailab_helpers.checkpoints import whole_file
 
 # nbconvert's page waits for scripts from three hosts before it shows anything. Widgets cannot work without a
 # kernel anyway, and the formulas may arrive late.

@@ -17,10 +17,11 @@ from efficientnet_lite_pytorch import EfficientNet
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from genailab_helpers.storage import cache_folder, whole_file
+from genailab_helpers.checkpoints import cache_folder, whole_file
+from genailab_helpers.radiographs import check_images
 
 N_FEATURES = 1280
-_CACHE_VERSION = "lite0-1"  # raise the number whenever the same image would give another vector
+_NETWORK = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a changed file computes them anew
 
 
 def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
@@ -71,7 +72,7 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
         assert network is not None
         features[rows] = _forward(network, images[rows], side)
         for row in rows if cache else ():
-            with whole_file(files[row]) as path:
+            with whole_file(files[row], sync=False) as path:
                 np.save(path, features[row].astype(np.float32), allow_pickle=False)  # float32 is what it was
     return features
 
@@ -100,7 +101,7 @@ def probe_features(images: torch.Tensor) -> np.ndarray:
 
 
 def local_contrast(images: torch.Tensor) -> torch.Tensor:
-    """Even out exposure: subtract from each film its local mean, divide by its local spread.
+    """Even out exposure: subtract from each image its local mean, divide by its local spread.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
     -------
     torch.Tensor
         The same shape and range; one is three local spreads. Lite0 features of these tell faint findings that
-        differences of exposure hide in those of the films themselves.
+        differences of exposure hide in those of the images themselves.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
 
     Notes
     -----
-    Gaussian windows with standard deviations of 1/16 and 1/8 of the height, of each film alone.
+    Gaussian windows with standard deviations of 1/16 and 1/8 of the height, of each image alone.
     """
     check_images(images)
     films, sigma = images[:, 0].cpu().numpy(), images.shape[-2] / 16
@@ -129,22 +130,8 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy((detail / spread / 3).clip(-1, 1))[:, None].to(images)
 
 
-def check_images(images: torch.Tensor) -> None:
-    """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
-    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32:
-        got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(f"images: expected a float32 tensor (N, 1, H, W) in [-1, 1], got {got}")
-    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
-        raise ValueError(f"images: expected the shape (N, 1, H, W), got {tuple(images.shape)}; "
-                         "stack single images with torch.stack, take one channel of colour images")
-    low, high = (float(v) for v in images.aminmax())
-    if not (low >= -1.001 and high <= 1.001):  # false for NaN too
-        raise ValueError(f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; "
-                         "scale pixels of 0 to 255 by x / 127.5 - 1, clamp generated ones")
-
-
 def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
-    folder = cache_folder() / f"{_CACHE_VERSION}-{side}"
+    folder = cache_folder() / "features" / f"{_NETWORK}-{side}"
     return [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.npy"
             for image in images.detach().cpu().numpy()]
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from genailab_helpers.classification.training import Classifier
 
 RECIPE, STATE, MODEL = "recipe.json", "training.safetensors", "model.safetensors"  # what a run holds
@@ -28,6 +30,12 @@ _Output = Annotated[Path, typer.Option(help="Folder of the run.")]
 _Size = Annotated[int, typer.Option(help="Side of the films in pixels, at least 32.")]
 _Epochs = Annotated[int | None, typer.Option(min=1, help=f"{DEFAULT_EPOCHS} without --minutes.")]
 _Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")]
+_Table = Annotated[Path | None, typer.Option(
+    help="CSV with file and patient; by default films.csv in the folder.",
+)]
+_Pattern = Annotated[str | None, typer.Option(
+    help="Regular expression that finds the patient in a file name; its first group counts.",
+)]
 _Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or model that `genailab train` wrote.")]
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Radiographs.")]
@@ -46,9 +54,12 @@ def train_grader(
     minutes: _Minutes = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror films in training: for knees only.")] = False,
     seed: _Seed = 0,
+    table: _Table = None,
+    patient_pattern: _Pattern = None,
 ) -> None:
     """Train a grader and say how good it is; an interrupted run goes on. Not for diagnosis."""
-    _train(True, data, output, loss, backbone, img_size, n_epochs, minutes, flip, seed)
+    _train(True, data, output, loss, backbone, img_size, n_epochs, minutes, flip, seed, table,
+           patient_pattern)
 
 
 @train_app.command("classifier")
@@ -60,23 +71,27 @@ def train_classes(
     n_epochs: _Epochs = None,
     minutes: _Minutes = None,
     seed: _Seed = 0,
+    table: _Table = None,
+    patient_pattern: _Pattern = None,
 ) -> None:
     """Train a classifier and say how good it is; an interrupted run goes on. Not for diagnosis."""
-    _train(False, data, output, "cross_entropy", backbone, img_size, n_epochs, minutes, False, seed)
+    _train(False, data, output, "cross_entropy", backbone, img_size, n_epochs, minutes, False, seed, table,
+           patient_pattern)
 
 
 def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img_size: int,
-           n_epochs: int | None, minutes: float | None, flip: bool, seed: int) -> None:
-    import numpy as np
+           n_epochs: int | None, minutes: float | None, flip: bool, seed: int, table: Path | None,
+           patient_pattern: str | None) -> None:
     import torch
 
+    from genailab_helpers.checkpoints import whole_file
     from genailab_helpers.classification.backbones import build_backbone
-    from genailab_helpers.classification.cards import judge, model_card, of_films
+    from genailab_helpers.classification.cards import judge, model_card
     from genailab_helpers.classification.metrics import choose_threshold
     from genailab_helpers.classification.ordinal import LOSSES
     from genailab_helpers.classification.training import Augmentation, save_classifier, train_classifier
-    from genailab_helpers.datasets.parts import read_parts
-    from genailab_helpers.storage import whole_file
+    from genailab_helpers.datasets.folders import part_images, read_parts
+    from genailab_helpers.datasets.index import index_images
 
     if img_size < 32:
         raise ValueError(f"--img-size {img_size}: expected at least 32")
@@ -86,25 +101,27 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
     if n_epochs is None and minutes is None:
         n_epochs = DEFAULT_EPOCHS
     data = data.expanduser()
-    parts, split = read_parts(data, img_size, seed, graded)
-    classes, labels = parts["train"].dataset.classes, of_films(parts["train"], "targets")
+    images = index_images(data, table, patient_pattern, graded)
+    parts, split = read_parts(images, img_size, seed, graded)
+    classes, labels = images.attrs["classes"], part_images(parts["train"])["label"].tolist()
     recipe: dict[str, Any] = {"data": str(data), "loss": loss, "backbone": backbone, "img_size": img_size,
                               "n_epochs": n_epochs, "minutes": minutes, "flip": flip, "seed": seed,
                               "classes": {name: labels.count(label) for label, name in enumerate(classes)}}
     open_run(output, recipe)
     typer.echo(", ".join(f"{name} {len(part)} films" for name, part in parts.items())
                + "\n\nBefore any training: what tells the classes apart besides the anatomy?")
-    audit, verdict, withheld = _examine(data)
+    audit, verdict, withheld = _examine(images)
     typer.echo(audit)
     result = train_classifier(parts["train"], parts["val"], loss, backbone, n_epochs=n_epochs,
                               minutes=minutes, augmentation=Augmentation(flip=flip), classes=classes,
                               seed=seed, checkpoint=output / STATE)
     thresholds: dict[str, float] = {}
     if not graded:
-        truth = np.array(of_films(parts["val"], "targets"))
+        truth = part_images(parts["val"])["label"].to_numpy()
         found = result.model.predict(torch.stack([image for image, _ in parts["val"]])).probabilities
         thresholds = {name: choose_threshold(truth == k, found[:, k]) for k, name in enumerate(classes)}
-    told = {**recipe, "data": data.resolve().name}  # a model that travels names no folder of this machine
+    bit_depth = parts["train"].dataset.bit_depth
+    told = {**recipe, "data": data.resolve().name, "bit_depth": bit_depth}  # names no folder of this machine
     save_classifier(output / MODEL, result.model, run=told, thresholds=thresholds)
     typer.echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
                f"the model is that of epoch {result.best_epoch + 1}, the best on val")
@@ -122,7 +139,7 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
 
 def open_run(output: Path, recipe: dict[str, Any]) -> None:
     """Begin a run, or check that the one in the folder is the same."""
-    from genailab_helpers.storage import first_difference, whole_file
+    from genailab_helpers.checkpoints import first_difference, whole_file
 
     if (output / RECIPE).exists():
         if difference := first_difference(read_recipe(output), recipe):
@@ -147,16 +164,16 @@ def read_recipe(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no recipe of `genailab train` ({error}); train again") from error
 
 
-def _examine(data: Path) -> tuple[str, str, str]:
+def _examine(images: "pd.DataFrame") -> tuple[str, str, str]:
     """Return what the audit says, what that means for scores, and why none is shown or ""."""
     from genailab_helpers.datasets.shortcuts import audit_shortcuts, label_signal
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of films that cannot be read, which was said already
         try:
-            report, signal = audit_shortcuts(data), label_signal(data)
+            report, signal = audit_shortcuts(images), label_signal(images)
         except ValueError as error:  # too few patients
-            reason = str(error).removeprefix(f"{data}: ")
+            reason = str(error).removeprefix(f"{images.attrs['root']}: ")
             return (f"Shortcuts and label signal: not looked for ({reason}).",
                     "Whether shortcuts give the classes away is not known.",
                     f"No score is shown: whether the labels can be learned cannot be told ({reason}).")
@@ -166,17 +183,19 @@ def _examine(data: Path) -> tuple[str, str, str]:
         verdict += (f" From that alone a tiny model reaches balanced accuracy {reached:.3f} (chance "
                     f"{1 / len(report.classes):.3f}), SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE "
                     "DISEASE.")
-    withheld = "" if signal.signal else ("No score is shown: what looks better than chance here is chance. "
-                                         "Check who labelled the films, and whether files were mixed up.")
+    withheld = ("No score is shown: what looks better than chance here is chance. Check who labelled the "
+                "images, and whether files were mixed up.") if signal.absent else ""
+    if not (signal.signal or signal.absent):
+        verdict += " THAT THE LABELS CAN BE LEARNED AT ALL WAS NOT SHOWN: there are too few patients to tell."
     return f"{report}\n{signal}", verdict, withheld
 
 
 def grade(model: _Model, files: _Files) -> None:
     """Grade films: grade and probabilities. Not for diagnosis."""
-    from genailab_helpers.datasets.catalog import GRADE_NAMES
+    from genailab_helpers.datasets.names import GRADE_NAMES
 
-    grader, _ = _load(model, graded=True)
-    for file, probabilities, decoded in _predict(grader, files):
+    grader, _, bit_depth = _load(model, graded=True)
+    for file, probabilities, decoded in _predict(grader, files, bit_depth):
         each = ", ".join(f"{name} {p:.2f}" for name, p in zip(GRADE_NAMES, probabilities, strict=True))
         typer.echo(f"{file}: grade {decoded} {GRADE_NAMES[decoded]} ({each})")
     typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
@@ -184,8 +203,8 @@ def grade(model: _Model, files: _Files) -> None:
 
 def classify(model: _Model, files: _Files) -> None:
     """Classify films: class, probabilities, thresholds reached. Not for diagnosis."""
-    classifier, thresholds = _load(model, graded=False)
-    for file, probabilities, decoded in _predict(classifier, files):
+    classifier, thresholds, bit_depth = _load(model, graded=False)
+    for file, probabilities, decoded in _predict(classifier, files, bit_depth):
         found = dict(zip(classifier.classes, probabilities.tolist(), strict=True))
         each = ", ".join(f"{name} {p:.2f}" for name, p in found.items())
         reached = ", ".join(name for name, p in found.items() if p >= thresholds[name]) or "none"
@@ -195,11 +214,12 @@ def classify(model: _Model, files: _Files) -> None:
     typer.echo("Not for diagnosis: a model of a lesson, tested on no patient of yours.")
 
 
-def _load(model: Path, graded: bool) -> "tuple[Classifier, dict[str, float]]":
-    """Read a model of the right kind, and its thresholds."""
+def _load(model: Path, graded: bool) -> "tuple[Classifier, dict[str, float], int | None]":
+    """Read a model of the right kind, its thresholds, and the bits a pixel of the images that it was
+    trained on."""
+    from genailab_helpers.checkpoints import load_checkpoint
     from genailab_helpers.classification.training import load_classifier
-    from genailab_helpers.datasets.catalog import GRADES
-    from genailab_helpers.storage import load_checkpoint
+    from genailab_helpers.datasets.names import GRADES
 
     path = model / MODEL if model.is_dir() else model
     classifier = load_classifier(path)
@@ -207,19 +227,21 @@ def _load(model: Path, graded: bool) -> "tuple[Classifier, dict[str, float]]":
         kind, other = ("grader", "classify") if graded else ("classifier", "grade")
         raise ValueError(f"{path}: holds a model of the classes {', '.join(classifier.classes)}; expected "
                          f"one of `genailab train {kind}`; this one is for `genailab {other}`")
-    thresholds = load_checkpoint(path).recipe.get("thresholds") or {}
+    recipe = load_checkpoint(path).recipe
+    thresholds = recipe.get("thresholds") or {}
     if not graded and set(thresholds) != set(classifier.classes):
         raise ValueError(f"{path}: holds no thresholds of its classes; expected a model of "
                          "`genailab train classifier`")
-    return classifier, thresholds
+    return classifier, thresholds, recipe.get("run", {}).get("bit_depth")
 
 
-def _predict(model: "Classifier", files: Sequence[Path]) -> Iterator[tuple[Path, Any, int]]:
+def _predict(model: "Classifier", files: Sequence[Path],
+             bit_depth: int | None) -> Iterator[tuple[Path, Any, int]]:
     """Yield each film with its probabilities and the number of its grade or class."""
     import torch
 
     from genailab_helpers.radiographs import read_radiograph
 
-    films = torch.stack([read_radiograph(file, model.img_size) for file in files])
+    films = torch.stack([read_radiograph(file, model.img_size, bit_depth) for file in files])
     probabilities, decoded = model.predict(films)
     yield from zip(files, probabilities, decoded.tolist(), strict=True)

@@ -448,8 +448,8 @@ def record(path: str | Path) -> None:
         file is as it was then.
     """
     # imported here because both import torch, which a plain run of pytest need not wait for
+    from genailab_helpers.checkpoints import whole_file
     from genailab_helpers.lessons.exercises import refresh_stubs
-    from genailab_helpers.storage import whole_file
 
     path = Path(path)
     try:

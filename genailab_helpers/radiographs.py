@@ -14,11 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
-MIN_SIDE = 16  # pixels; a film or a network input below this shows no anatomy
+RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".dcm",
+                       ".dicom", ".ima")
+MIN_SIDE = 16  # pixels; an image or a network input below this shows no anatomy
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # closed: Pillow hands an EPS file to Ghostscript
 _BIT_DEPTHS = (8, 10, 12, 14, 15, 16)  # what detectors and digitisers deliver
+_UNIT = 1.05  # floats up to here are images of 0 to 1: resampling adds a little at edges
 _PROJECTION_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", ""})
 _WHITE_IS_ZERO = 0  # value of the TIFF tag PhotometricInterpretation
 _PHOTOMETRIC_TAG = 262
@@ -75,8 +77,22 @@ def check_img_size(img_size: int, minimum: int = MIN_SIDE) -> int:
     return size
 
 
-def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
-    """Read one film.
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32:
+        got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images: expected a float32 tensor (N, 1, H, W) in [-1, 1], got {got}")
+    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
+        raise ValueError(f"images: expected the shape (N, 1, H, W), got {tuple(images.shape)}; "
+                         "stack single images with torch.stack, take one channel of colour images")
+    low, high = (float(v) for v in images.aminmax())
+    if not (low >= -1.001 and high <= 1.001):  # false for NaN too
+        raise ValueError(f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; "
+                         "scale pixels of 0 to 255 by x / 127.5 - 1, clamp generated ones")
+
+
+def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: int | None = None) -> Tensor:
+    """Read one radiograph.
 
     Parameters
     ----------
@@ -84,13 +100,17 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
         A PNG, JPEG, BMP, TIFF or WebP file, told from its content and not from its name, or a DICOM file of a
         projection radiograph (CR, DX and the like; with or without a suffix).
     img_size : int, optional
-        Side in pixels, at least 16: the film is squashed to a square, antialiased, as
-        `torchvision.transforms.Resize((img_size, img_size))` does. By default the film keeps its size.
+        Side in pixels, at least 16: the image is squashed to a square, antialiased, as
+        `torchvision.transforms.Resize((img_size, img_size))` does. By default the image keeps its size.
+    bit_depth : int, optional
+        Bits a pixel of a file of more than 8 bits that does not say how many it uses, as `index.bit_depth`
+        finds them for a whole data set. By default they are guessed from the brightest pixel, with a
+        warning.
 
     Returns
     -------
     Tensor
-        float32 `(1, H, W)` in [-1, 1], -1 black, +1 white, row 0 the top of the upright film.
+        float32 `(1, H, W)` in [-1, 1], -1 black, +1 white, row 0 the top of the upright image.
 
     Raises
     ------
@@ -100,14 +120,14 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
         If `img_size` is no whole number or below 16.
 
     Notes
-    -----
-    Black and white are the ends of the *scale*, not the darkest and lightest pixel of the film, so contrast
-    and exposure stay what they were and nothing is clipped. 8-bit files have the scale 0 to 255. Deeper ones
-    (mode `I;16`, `I`, `F`) do not tell theirs, and a 10-bit film in a 16-bit PNG would come out black: their
-    scale is 0 to 2^b - 1 with the smallest b of 8, 10, 12, 14, 15, 16 that holds the largest pixel. Floats up
-    to 1 have the scale 0 to 1, or -1 to 1 if some are negative. Only where nothing fits (negative integers,
-    values above 65,535) is the film stretched from its minimum to its maximum. A 16-bit TIFF whose zero is
-    white is inverted.
+    ----- Black and white are the ends of the *scale*, not the darkest and lightest pixel of the image, so
+    contrast and exposure stay what they were and nothing is clipped. 8-bit files have the scale 0 to 255.
+    Deeper ones (mode `I;16`, `I`, `F`) have the scale 0 to 2^b - 1: b is what the PNG chunk sBIT says, else
+    `bit_depth`, else the smallest of 8, 10, 12, 14, 15, 16 that holds the brightest pixel (a 10-bit image
+    in a 16-bit PNG would come out black otherwise). Floats up to 1, give or take what resampling adds, have
+    the scale 0 to 1, or -1 to 1 if some are negative. Only where nothing fits (negative integers, values
+    above 65,535) is the image stretched from its minimum to its maximum. A 16-bit TIFF whose zero is white
+    is inverted.
 
     Colours become luma (ITU-R BT.601), transparent pixels lie on black, and a 1-bit image is read as black
     and white: whether it is a mask is for the audit of a data set to say. Large JPEGs are decoded at a
@@ -120,10 +140,12 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
     path = Path(path)
     if img_size is not None:
         check_img_size(img_size)
+    guessed: list[int] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of a film that is read all the same
-            film, box = _read_dicom(path) if is_dicom(path) else _read_image_file(path, img_size)
+            warnings.simplefilter("ignore")  # oddities of an image that is read all the same
+            film, box = (_read_dicom(path) if is_dicom(path) else
+                         _read_image_file(path, img_size, bit_depth, guessed))
     except (UnreadableRadiographError, MemoryError):
         raise
     except Exception as error:  # damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom
@@ -132,6 +154,10 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
         width, height = film.size
         reason = f"{width} x {height} px; a radiograph has at least {MIN_SIDE} px a side"
         raise UnreadableRadiographError(path, reason)
+    if guessed and guessed[0] < 16:
+        warnings.warn(f"{path}: does not say how many bits it uses; {guessed[0]} were guessed from its "
+                      "brightest pixel, which may make it too bright: give bit_depth, or read a whole data set",
+                      stacklevel=2)
     if img_size is not None:
         film = film.resize((img_size, img_size), Image.Resampling.BILINEAR, box)
     unit = np.asarray(ImageOps.exif_transpose(film))
@@ -139,7 +165,7 @@ def read_radiograph(path: str | Path, img_size: int | None = None) -> Tensor:
 
 
 class FileProperties(NamedTuple):
-    """What the header of a film says, before any pixel is seen.
+    """What the header of an image says, before any pixel is seen.
 
     Attributes
     ----------
@@ -159,7 +185,7 @@ class FileProperties(NamedTuple):
 
 
 def inspect_radiograph(path: str | Path) -> FileProperties:
-    """Read the header of one film.
+    """Read the header of one image.
 
     Parameters
     ----------
@@ -206,13 +232,13 @@ def is_dicom(path: str | Path) -> bool:
 def _reason(path: Path, error: Exception) -> str:
     """Say in a few words why reading failed."""
     if path.is_dir():
-        return "a folder; expected one film"
+        return "a folder; expected one image"
     if not path.exists():
         return "no such file"
     if isinstance(error, PermissionError):
         return "may not be read; check the permissions of the file"
     if path.name == ".DS_Store" or path.name.startswith("._"):
-        return "a system file of macOS, no film; it can be deleted"
+        return "a system file of macOS, no image; it can be deleted"
     if path.stat().st_size == 0:
         return "empty, 0 bytes; get the file again"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -225,17 +251,50 @@ def _reason(path: Path, error: Exception) -> str:
 _Box = tuple[float, float, float, float]
 
 
-def _read_image_file(path: Path, img_size: int | None) -> tuple[Image.Image, _Box | None]:
-    """Read what Pillow reads: a film of mode F in [0, 1], not yet upright, and the part of it that counts.
+def brightest_undeclared(path: str | Path) -> float:
+    """Return the brightest pixel of a file of more than 8 bits that does not say how many it uses; 0 of any
+    other."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
+                return 0.0
+            values = np.asarray(image)
+            return float(values.max()) if values.min() >= 0 and values.max() > _UNIT else 0.0
+    except Exception:  # whoever reads it says what is wrong with it
+        return 0.0
+
+
+def smallest_bit_depth(brightest: float) -> int:
+    """Return the smallest number of bits, of those that detectors deliver, that holds a pixel of this
+    value."""
+    return next(bits for bits in (*_BIT_DEPTHS, 32) if brightest <= 2**bits - 1)
+
+
+def _significant_bits(path: Path) -> int | None:
+    """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow does not
+    tell."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return None
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            body = file.read(int.from_bytes(head[:4], "big") + 4)
+            if head[4:] == b"sBIT":
+                return body[0] or None
+    return None
+
+
+def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None,
+                     guessed: list[int]) -> tuple[Image.Image, _Box | None]:
+    """Read what Pillow reads: an image of mode F in [0, 1], not yet upright, and the part of it that counts.
 
     A JPEG decoded at a fraction of its size is padded to whole blocks at the right and at the bottom; the box
-    leaves that padding out, which would shift the film by up to a pixel.
+    leaves that padding out, which would shift the image by up to a pixel.
     """
     with Image.open(path, formats=_FORMATS) as image:
         drafted = image.draft("L", None if img_size is None else (2 * img_size, 2 * img_size))
         image.load()
         if image.mode.startswith(("I", "F")):
-            unit = _to_unit_scale(np.asarray(image))
+            unit = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth, guessed)
             if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
                 unit = 1 - unit  # Pillow does this for 1 and 8 bits only
         else:
@@ -255,22 +314,28 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _to_unit_scale(values: np.ndarray) -> np.ndarray:
-    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents."""
+def _to_unit_scale(values: np.ndarray, declared: int | None, bit_depth: int | None,
+                   guessed: list[int]) -> np.ndarray:
+    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents; note a number of bits if
+    guessed."""
     lowest, highest = float(values.min()), float(values.max())
     if not np.isfinite(lowest + highest):
         raise ValueError("some pixels are infinite or not a number")
-    if values.dtype.kind == "f" and lowest >= -1 and highest <= 1:
-        black, white = (-1.0, 1.0) if lowest < 0 else (0.0, 1.0)
+    if values.dtype.kind == "f" and lowest >= -_UNIT and highest <= _UNIT:
+        black, white = (-1.0, 1.0) if lowest < 1 - _UNIT else (0.0, 1.0)
     elif lowest >= 0 and highest < 2**16:
-        black, white = 0.0, next(2.0**bits - 1 for bits in _BIT_DEPTHS if highest <= 2**bits - 1)
+        bits = declared or bit_depth or smallest_bit_depth(highest)
+        if highest > 2**bits - 1:  # the PNG specification wants samples scaled up to 16 bits
+            bits = 16 if declared else smallest_bit_depth(highest)
+        guessed += [bits] * (not (declared or bit_depth))
+        black, white = 0.0, 2.0**bits - 1
     else:
         black, white = lowest, highest
-    return ((values.astype(np.float64) - black) / max(white - black, 1e-12)).astype(np.float32)
+    return ((values.astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1).astype(np.float32)
 
 
 def _read_dicom(path: Path) -> tuple[Image.Image, None]:
-    """Read a projection radiograph in DICOM: a film of mode F in [0, 1]."""
+    """Read a projection radiograph in DICOM: an image of mode F in [0, 1]."""
     try:
         import pydicom
         from pydicom.pixels import apply_modality_lut
@@ -287,7 +352,7 @@ def _read_dicom(path: Path) -> tuple[Image.Image, None]:
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnreadableRadiographError(path, f"DICOM with {photometric} pixels; expected grey ones")
     if frames > 1:
-        raise UnreadableRadiographError(path, f"DICOM with {frames} frames; expected a single film")
+        raise UnreadableRadiographError(path, f"DICOM with {frames} frames; expected a single image")
     try:
         pixels = film.pixel_array
     except (RuntimeError, NotImplementedError) as error:  # pydicom has no decoder for this compression

@@ -1,6 +1,6 @@
 """How sure is a number: intervals and tests that respect patients.
 
-Films of one patient are alike, so the patient is what is resampled, permuted and kept on one side of a split.
+Images of one patient are alike, so the patient is what is resampled and kept on one side of a split.
 """
 
 import math
@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.model_selection import StratifiedGroupKFold
 
 
 class Interval(NamedTuple):
@@ -20,7 +19,7 @@ class Interval(NamedTuple):
     value, low, high : float
         The estimate and the ends of the interval.
     n : int
-        How many independent units (patients, or films where no patients are known) it rests on.
+        How many independent units (patients, or images where no patients are known) it rests on.
     level : float
         Confidence of the interval, 0.95 unless told.
     """
@@ -34,8 +33,8 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         width = self.high - self.low
         digits = 3
-        if 1e-9 < width < math.inf:  # so many that the last one counts in steps of 2 to 20 % of the width
-            digits = min(6, max(0, math.floor(1.7 - math.log10(width))))
+        if 1e-9 < width < math.inf:  # the last counts in steps of 2 to 20 % of the width, or is the first
+            digits = min(6, max(1, math.floor(1.7 - math.log10(width))))
         value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in self[:3])  # no -0.0
         return f"{value} [{low}, {high}], n = {self.n}"
 
@@ -97,59 +96,11 @@ def paired_difference(metric: Callable[..., float], truth: ArrayLike, first: Arr
                       seed: int = 0) -> Interval:
     """Interval of `metric(truth, first) - metric(truth, second)`, both on the same resampled patients.
 
-    Parameters and errors are those of `bootstrap_interval`. Two models find the same films hard, so this is
+    Parameters and errors are those of `bootstrap_interval`. Two models find the same images hard, so this is
     narrower than what two separate intervals would allow.
     """
     return bootstrap_interval(lambda t, a, b: metric(t, a) - metric(t, b), truth, first, second,
                               groups=groups, n_resamples=n_resamples, level=level, seed=seed)
-
-
-def permutation_p(statistic: Callable[..., float], labels: ArrayLike, *arrays: ArrayLike,
-                  groups: ArrayLike | None = None, n_permutations: int = 1000, seed: int = 0) -> float:
-    """How often shuffled labels do as well: a one-sided p-value of `statistic(labels, *arrays)`.
-
-    Parameters
-    ----------
-    statistic : callable
-        Takes labels and arrays and returns one number; large means association.
-    labels : array_like
-        (N,) what is shuffled, between whole patients.
-    *arrays : array_like
-        (N, ...) what stays.
-    groups : array_like, optional
-        The patient of each row; each patient must have one label.
-    n_permutations : int, default 1000
-        The smallest p-value possible is 1 / (n_permutations + 1).
-    seed : int, default 0
-        Start of the random numbers.
-
-    Returns
-    -------
-    float
-        In (0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the arrays differ in length or are empty, or a patient has two labels.
-
-    Notes
-    -----
-    p = (1 + #{shuffled >= observed}) / (1 + n_permutations) (Phipson and Smyth 2010).
-    """
-    truth, data = np.asarray(labels), [np.asarray(a) for a in arrays]
-    members = _members(groups, [truth, *data])
-    if any((truth[rows] != truth[rows[0]]).any() for rows in members):
-        raise ValueError("labels: expected one label a patient; leave out the patients that have two")
-    patient_of = np.empty(len(truth), dtype=int)
-    for number, rows in enumerate(members):
-        patient_of[rows] = number
-    patient_labels = truth[[rows[0] for rows in members]]
-    generator = np.random.default_rng(seed)
-    observed = statistic(truth, *data)
-    as_good = sum(statistic(generator.permutation(patient_labels)[patient_of], *data) >= observed
-                  for _ in range(n_permutations))
-    return (1 + as_good) / (1 + n_permutations)
 
 
 def grouped_folds(groups: ArrayLike, n_folds: int, seed: int,
@@ -177,6 +128,8 @@ def grouped_folds(groups: ArrayLike, n_folds: int, seed: int,
     ValueError
         If there are fewer patients than folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # 76 MB, which a training of images does without
+
     patients = np.asarray(groups)
     if len(np.unique(patients)) < n_folds:
         raise ValueError(f"groups: expected at least {n_folds} patients for {n_folds} folds, "

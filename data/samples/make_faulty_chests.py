@@ -1,9 +1,9 @@
-"""Draw the folder of lesson 1: chest phantoms sorted into classes and splits, with faults planted in them.
+"""Render the folder of lesson 1: chest phantoms sorted into classes and splits, with faults planted in them.
 
     python data/samples/make_faulty_chests.py data/samples/faulty_chests
 
-Every film is drawn; the names of people are invented. `planted.json` in the folder is the answer key: which
-fault lies in which files.
+Every image is a phantom; the names of people are invented. `planted.json` in the folder is the answer key:
+which fault lies in which files.
 """
 
 import csv
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
+from genailab_helpers.checkpoints import whole_folder
 from genailab_helpers.phantoms.chest import ChestAnatomy, render_chests, sample_chests
-from genailab_helpers.storage import whole_folder
 
-SEED = 1895  # the year of the first X-ray film
+SEED = 1895  # the year of the first X-ray image
 IMG_SIZE = 112
 FOLDERS = {"Normal": "NORMAL", "Pneumonia": "Pneumonia", "COVID": "Covid-19"}
 PATIENTS_A_CLASS = 20
-FILMS_OF_A_PATIENT = (1, 2, 2, 3)  # in turn
+IMAGES_OF_A_PATIENT = (1, 2, 2, 3)  # in turn
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-FOLLOW_UP = {  # what differs between two films of one patient, as spread
+FOLLOW_UP = {  # what differs between two images of one patient, as standard deviation
     "shift_x": 0.015, "shift_y": 0.02, "rotation": 0.02, "bend": 0.03, "turn": 0.006, "arm_angle": 0.12,
     "diaphragm_y": 0.018, "rib_drop": 0.014, "rib_spacing": 0.002, "clavicle_rise": 0.02, "window": 0.3,
     "contrast": 0.12, "brightness": 0.05, "scatter": 0.08, "magnification": 0.04,
@@ -33,39 +33,39 @@ STEADY = ("magnification", "scatter", "window", "contrast", "brightness", "trunk
 # what a careful department keeps alike, more than the phantoms of lesson 2 do
 
 
-def draw_films(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """Draw all films, each patient's in a row; return pixels, and class and patient of each film."""
+def render_images(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """Render all images, each patient's in a row; return pixels, and class and patient of each image."""
     anatomies, rows = [], []
     for number, finding in enumerate(FOLDERS):
         marks = {"border": 0.95, "text": 0.5} if finding == "COVID" else {"text": 0.1}
         patients = sample_chests(PATIENTS_A_CLASS, SEED + number, finding, confounders=marks)
-        counts = [FILMS_OF_A_PATIENT[i % len(FILMS_OF_A_PATIENT)] for i in range(PATIENTS_A_CLASS)]
-        of_film = np.repeat(np.arange(PATIENTS_A_CLASS), counts)
-        films = patients[torch.from_numpy(of_film)]
-        moved = {name: getattr(films, name)
-                 + spread * torch.from_numpy(rng.standard_normal(getattr(films, name).shape)).float()
+        counts = [IMAGES_OF_A_PATIENT[i % len(IMAGES_OF_A_PATIENT)] for i in range(PATIENTS_A_CLASS)]
+        of_image = np.repeat(np.arange(PATIENTS_A_CLASS), counts)
+        images = patients[torch.from_numpy(of_image)]
+        moved = {name: getattr(images, name)
+                 + spread * torch.from_numpy(rng.standard_normal(getattr(images, name).shape)).float()
                  for name, spread in FOLLOW_UP.items()}
         for name in STEADY:
             centre = ChestAnatomy.__dataclass_fields__[name].metadata["mean"]
-            moved[name] = centre + 0.4 * (moved.get(name, getattr(films, name)) - centre)
-        films = films.changed(**moved, severity=0.9 + 0.1 * films.severity)
-        noise = torch.stack([films.keys[:, 0], torch.arange(len(films)) + 1000 * (number + 1)], dim=1)
-        anatomies.append(films.changed(keys=noise))
-        rows += [{"class": finding, "patient": f"P{100 * (number + 1) + i}"} for i in of_film]
+            moved[name] = centre + 0.4 * (moved.get(name, getattr(images, name)) - centre)
+        images = images.changed(**moved, severity=0.9 + 0.1 * images.severity)
+        noise = torch.stack([images.keys[:, 0], torch.arange(len(images)) + 1000 * (number + 1)], dim=1)
+        anatomies.append(images.changed(keys=noise))
+        rows += [{"class": finding, "patient": f"P{100 * (number + 1) + i}"} for i in of_image]
     anatomy = ChestAnatomy(**{name: torch.cat([getattr(part, name) for part in anatomies])
                               for name in anatomies[0].__dataclass_fields__})
-    images = render_chests(anatomy, IMG_SIZE).images
-    return ((images[:, 0] + 1) * 127.5).round().byte().numpy(), rows
+    rendered = render_chests(anatomy, IMG_SIZE).images
+    return ((rendered[:, 0] + 1) * 127.5).round().byte().numpy(), rows
 
 
 def main(output: Path) -> None:
     """Write the folder."""
     rng = np.random.default_rng(SEED)
-    pixels, rows = draw_films(rng)
+    pixels, rows = render_images(rng)
     order = rng.permutation(len(rows))
     edges = np.cumsum([round(share * len(rows)) for share in SHARES.values()])[:-1]
     for split, members in zip(SHARES, np.split(order, edges), strict=True):
-        for i in members:  # film by film, as one should not: patients land on both sides
+        for i in members:  # image by image, as one should not: patients land on both sides
             rows[i]["split"] = split
     for place, i in enumerate(rng.permutation(len(rows))):
         suffix = "jpg" if rows[i]["class"] == "COVID" else "png"
@@ -76,7 +76,7 @@ def main(output: Path) -> None:
     taken: set[int] = set()
 
     def pick(finding: str, split: str) -> int:
-        """Return a film that no other fault has touched."""
+        """Return an image that no other fault has touched."""
         wanted = {"class": finding, "split": split}
         i = next(i for i in order if i not in taken and wanted.items() <= rows[i].items())
         taken.add(int(i))
@@ -94,29 +94,29 @@ def main(output: Path) -> None:
             image.save(path, **options)  # type: ignore[arg-type]
             return name
 
-        # labels that are wrong: the film lies in another class than the one that was drawn
+        # labels that are wrong: the image lies in another class than the one that was rendered
         for finding, claimed, split in (("Normal", "COVID", "train"), ("COVID", "Normal", "train")):
             i = pick(finding, split)
             rows[i]["file"] = beside(i, split, Path(rows[i]["file"]).name, claimed)
             rows[i]["class"] = claimed
             planted.setdefault("likely mislabelled", []).append(rows[i]["file"])
 
-        films = [Image.fromarray(film) for film in pixels]
+        images = [Image.fromarray(levels) for levels in pixels]
         deep = pick("Normal", "train")
         grey16 = (pixels[deep].astype(np.uint16) * 257)
         colour, inverted, blank, flat = (pick("Normal", split) for split in ("train", "train", "test", "val"))
         wide, chunk, broken = pick("Pneumonia", "train"), pick("Normal", "test"), pick("Pneumonia", "val")
-        films[colour] = films[colour].convert("RGB")
-        films[inverted] = Image.fromarray(255 - pixels[inverted])
-        films[blank] = Image.new("L", (IMG_SIZE, IMG_SIZE), 0)
-        films[flat] = Image.fromarray((120 + (pixels[flat].astype(float) - 128) * 0.03).astype(np.uint8))
-        films[wide] = films[wide].resize((2 * IMG_SIZE, IMG_SIZE * 2 // 3))
-        for i, film in enumerate(films):
-            write(rows[i]["file"], film)
+        images[colour] = images[colour].convert("RGB")
+        images[inverted] = Image.fromarray(255 - pixels[inverted])
+        images[blank] = Image.new("L", (IMG_SIZE, IMG_SIZE), 0)
+        images[flat] = Image.fromarray((120 + (pixels[flat].astype(float) - 128) * 0.03).astype(np.uint8))
+        images[wide] = images[wide].resize((2 * IMG_SIZE, IMG_SIZE * 2 // 3))
+        for i, image in enumerate(images):
+            write(rows[i]["file"], image)
         Image.fromarray(grey16).save(root / rows[deep]["file"])
         note = PngImagePlugin.PngInfo()
         note.add_text("Patient Name", "Maria Muster")
-        films[chunk].save(root / rows[chunk]["file"], pnginfo=note)
+        images[chunk].save(root / rows[chunk]["file"], pnginfo=note)
         whole = (root / rows[broken]["file"]).read_bytes()
         (root / rows[broken]["file"]).write_bytes(whole[:len(whole) // 2])
         planted |= {"mixed depth": [rows[deep]["file"]], "mixed channels": [rows[colour]["file"]],
@@ -127,25 +127,25 @@ def main(output: Path) -> None:
         # copies
         i = pick("Normal", "train")
         planted["exact duplicate"] = [
-            rows[i]["file"], write(beside(i, "train", "copy_of_film.png"), films[i])]
+            rows[i]["file"], write(beside(i, "train", "copy_of_film.png"), images[i])]
         i = pick("Pneumonia", "train")
         planted["duplicate across splits"] = [
-            rows[i]["file"], write(beside(i, "test", "film_900.png"), films[i])]
+            rows[i]["file"], write(beside(i, "test", "film_900.png"), images[i])]
         i, j = pick("Normal", "train"), pick("Pneumonia", "train")
         brighter = np.clip(255 * (pixels[i] / 255) ** 0.7, 0, 255).astype(np.uint8)
         margin = round(0.04 * IMG_SIZE)
         cropped = Image.fromarray(brighter[margin:-margin, margin:-margin]).resize((IMG_SIZE, IMG_SIZE))
-        mirrored = films[j].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mirrored = images[j].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         planted["near duplicate across splits"] = [
             rows[i]["file"], write(beside(i, "test", "film_901.png"), cropped),
             rows[j]["file"], write(beside(j, "val", "film_902.png"), mirrored)]
         i = pick("Normal", "train")
-        small = films[i].resize((64, 64), Image.Resampling.BILINEAR)
+        small = images[i].resize((64, 64), Image.Resampling.BILINEAR)
         planted["same name in two splits"] = [
             rows[i]["file"], write(beside(i, "val", Path(rows[i]["file"]).name), small)]
         i = pick("Normal", "train")
         planted["conflicting labels"] = [
-            rows[i]["file"], write(beside(i, "train", "film_903.png", "Pneumonia"), films[i])]
+            rows[i]["file"], write(beside(i, "train", "film_903.png", "Pneumonia"), images[i])]
 
         # privacy, strays, and a table that promises too much
         i = pick("Pneumonia", "test")
@@ -158,7 +158,7 @@ def main(output: Path) -> None:
         (root / "test" / "NORMAL" / "film_905.png").write_text("<html>404: film not found</html>\n")
         planted["not an image"] = ["test/NORMAL/film_905.png"]
         i = pick("Normal", "train")
-        planted["extra class"] = [write("train/unsorted/film_904.png", films[i].rotate(3))]
+        planted["extra class"] = [write("train/unsorted/film_904.png", images[i].rotate(3))]
         gone = ["train/NORMAL/film_998.png", "test/Covid-19/film_999.jpg"]
         planted["absent files"] = gone
         with (root / "films.csv").open("w", newline="") as file:
@@ -171,7 +171,7 @@ def main(output: Path) -> None:
             splits_of.setdefault(row["patient"], set()).add(row["split"])
         planted["patient in two splits"] = sorted(
             row["file"] for row in rows if len(splits_of[row["patient"]]) > 1)
-        planted["shortcut"] = []  # of the whole set: COVID films are JPEG and mostly carry a border
+        planted["shortcut"] = []  # of the whole set: COVID images are JPEG and mostly carry a border
         (root / "planted.json").write_text(json.dumps(dict(sorted(planted.items())), indent=1) + "\n")
 
 

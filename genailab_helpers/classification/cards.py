@@ -16,12 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.metrics import Score, SubgroupTable
 from genailab_helpers.classification.training import Classifier, TrainingResult
-from genailab_helpers.datasets.catalog import GRADES
-
-
-def of_films(part: Any, what: str) -> list[Any]:
-    """Return `targets`, `patients` or `samples` of a Subset of a RadiographFolder."""
-    return [getattr(part.dataset, what)[i] for i in part.indices]
+from genailab_helpers.datasets.folders import part_images
+from genailab_helpers.datasets.names import GRADES
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,8 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     """
     part, classes = "test" if "test" in parts else "val", model.classes
     graded = classes == list(GRADES)
-    labels, patients = (np.array(of_films(parts[part], what)) for what in ("targets", "patients"))
+    shown, train = part_images(parts[part]), part_images(parts["train"])
+    labels, patients = shown["label"].to_numpy(), shown["patient"].to_numpy(str)
     logits = model.logits(torch.stack([image for image, _ in parts[part]]))
     before, after = (model.loss.probabilities(z).numpy() for z in (logits, logits / model.temperature))
     decoded = model.loss.decode(logits).numpy()
@@ -118,9 +115,9 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
         scores |= {name: value} if isinstance(value, Score) else {
             f"{name} {of}": score for of, score in zip(classes, value, strict=False)}  # a threshold fewer
 
-    common = np.bincount(of_films(parts["train"], "targets")).argmax()
+    common = np.bincount(train["label"]).argmax()
     grey = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    grey.fit(_moments(parts["train"]), of_films(parts["train"], "targets"))
+    grey.fit(_moments(parts["train"]), train["label"])
     always = np.eye(len(classes))[[common] * len(labels)]
     moments = _moments(parts[part])
     thirds = np.searchsorted(np.quantile(moments[:, 0], [1 / 3, 2 / 3]), moments[:, 0])
@@ -183,15 +180,16 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     that of the sorted SHA-256 sums of its files: `sha256sum FILES | cut -c1-64 | sort | sha256sum`.
     """
     model = result.model
-    films = [[name, len(part), len(set(of_films(part, "patients"))),
-              *(of_films(part, "targets").count(label) for label in range(len(model.classes))), _hash(part)]
-             for name, part in parts.items()]
+    tables = {name: part_images(part) for name, part in parts.items()}
+    films = [[name, len(images), images["patient"].nunique(),
+              *np.bincount(images["label"], minlength=len(model.classes)), _hash(images["path"])]
+             for name, images in tables.items()]
     training = {**recipe, "classes": "each drawn equally often", "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
                 "seconds": round(result.seconds), "torch": torch.__version__}
     limits = ["Films of another hospital, age, view or device were not tried.",
               "Intervals are over patients; what another seed of the training would change is not in them."]
-    if untold := sum(map(_untold, parts.values())):
+    if untold := sum((images["known"] == "own").sum() for images in tables.values()):
         limits.append(f"Nothing tells the patient of {untold} films, which count as one patient each: "
                       "several films of one person may be on both sides.")
     scores = [judged] if isinstance(judged, str) else [
@@ -223,14 +221,6 @@ def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
 
 
-def _hash(part: Any) -> str:
-    paths = [Path(path) for path, _ in of_films(part, "samples")]
-    sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+def _hash(paths: Iterable[str]) -> str:
+    sums = sorted(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths)
     return hashlib.sha256("".join(f"{line}\n" for line in sums).encode()).hexdigest()
-
-
-def _untold(part: Any) -> int:
-    """Count the films that are a patient only because nothing tells whose they are."""
-    root = part.dataset.root_dir
-    return sum(patient == Path(path).relative_to(root).with_suffix("").as_posix() for patient, (path, _)
-               in zip(of_films(part, "patients"), of_films(part, "samples"), strict=True))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genailab_helpers.features import check_images
+from genailab_helpers.radiographs import check_images
 
 
 def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor],

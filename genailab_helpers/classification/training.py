@@ -21,13 +21,19 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
+from genailab_helpers.checkpoints import (
+    choose_device,
+    first_difference,
+    join_processes,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.backbones import FrozenLite0, Network, build_backbone
 from genailab_helpers.classification.ordinal import LOSSES, CrossEntropy, GradeLoss
-from genailab_helpers.datasets.catalog import GRADES
-from genailab_helpers.devices import choose_device, join_processes
-from genailab_helpers.features import check_images
-from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
+from genailab_helpers.datasets.names import GRADES
+from genailab_helpers.radiographs import check_images
 
 WARM_UP = 20  # steps
 WEIGHT_DECAY = 0.02

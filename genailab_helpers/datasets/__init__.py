@@ -1,1 +1,1 @@
-"""Real films on disk: finding, naming, reading and caching them."""
+"""Real images on disk: indexing, reading, preparing and distrusting them."""

@@ -1,8 +1,8 @@
 """Near duplicates among radiographs: one exposure cropped, turned, moved, flipped, inverted or made darker.
 
-All chests are much alike, so hashes of the whole picture either miss edits or flag strangers. Here two films
+All chests are much alike, so hashes of the whole picture either miss edits or flag strangers. Here two images
 are laid over each other first, and then compared by what is left without their broad brightness: ribs,
-vessels, trabeculae. Only the middle of the film counts, so that letters, borders and filled corners do not.
+vessels, trabeculae. Only the middle of the image counts, so that letters, borders and filled corners do not.
 """
 
 import math
@@ -14,20 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from genailab_helpers.features import check_images
+from genailab_helpers.radiographs import check_images
 
 SIDE = 96  # px of the thumbnails
 
-_SAME = .915  # correlation from which two films are one exposure; strangers and other visits lie below
+_SAME = .915  # correlation from which two images are one exposure; strangers and other visits lie below
 _PLAINLY_SAME = .993  # of plain grey values: JPEG 30 keeps phantoms above it, two knees reached .991
 _PLAUSIBLE = .8  # pairs below it are given up before the finest comparison
-_NEIGHBOURS = 5  # films that are compared closely with each film
+_NEIGHBOURS = 5  # images that are compared closely with each image
 _MIDDLE = .75  # share of the side that counts
-_ROWS, _PAIRS = 500, 256  # films, pairs at once: bounds the memory
+_ROWS, _PAIRS, _MOTIONS = 250, 256, 18  # images, pairs, motions at once: bounds the memory
 
 _ANGLES, _ZOOMS, _SHIFTS = (-10, -5, 0, 5, 10), (1, .9, .8), (-.1, 0, .1)  # degrees, side, half sides
 
@@ -47,7 +45,7 @@ _COARSE_POINTS = 16
 
 
 class DuplicatePair(NamedTuple):
-    """Two films that show one exposure.
+    """Two images that show one exposure.
 
     Attributes
     ----------
@@ -67,7 +65,7 @@ class DuplicatePair(NamedTuple):
 
 
 def find_duplicates(images: Tensor) -> list[DuplicatePair]:
-    """Find films that are edited copies of each other.
+    """Find images that are edited copies of each other.
 
     Parameters
     ----------
@@ -77,8 +75,9 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
     Returns
     -------
     list of DuplicatePair
-        Sorted by row numbers. A film that equals an earlier one pixel by pixel is paired with the first such
-        one only, which stands for it in all other pairs. Blank films are paired only if they are equal.
+        Sorted by row numbers. An image that equals an earlier one pixel by pixel is paired with the first
+        such one only, which stands for it in all other pairs. Blank images are paired only if they are
+        equal.
 
     Raises
     ------
@@ -86,14 +85,13 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
         If `images` is not a batch as above.
 
     Notes
-    -----
-    At first 270 flips, turns, zooms and shifts of each film are correlated with all others at 16x16 points,
-    then the five likest films of each are aligned with it by Gauss-Newton steps on an affine map, from coarse
-    to fine, to the greatest correlation (Evangelidis and Psarakis 2008, IEEE TPAMI 30:1858). What is compared
-    is the film less its local mean, divided by its local spread, which brightness, contrast and gamma hardly
-    change.
-    Edits up to about 10 degrees, a crop of 10 % from each edge and a shift of 10 % of the side are in reach.
-    Of more than six near-equal films, not every pair need be listed; `group_duplicates` joins them.
+    ----- At first 270 flips, turns, zooms and shifts of each image are correlated with all others at 16x16
+    points, then the five likest images of each are aligned with it by Gauss-Newton steps on an affine map,
+    from coarse to fine, to the greatest correlation (Evangelidis and Psarakis 2008, IEEE TPAMI 30:1858).
+    What is compared is the image less its local mean, divided by its local spread, which brightness,
+    contrast and gamma hardly change. Edits up to about 10 degrees, a crop of 10 % from each edge and a
+    shift of 10 % of the side are in reach. Of more than six near-equal images, not every pair need be
+    listed.
     """
     check_images(images)
     if images.shape[2:] != (SIDE, SIDE):
@@ -110,32 +108,10 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
     return sorted(pairs)
 
 
-def group_duplicates(n_films: int, pairs: list[DuplicatePair]) -> list[int]:
-    """Join pairs into groups.
-
-    Parameters
-    ----------
-    n_films : int
-        Number of films in all.
-    pairs : list of DuplicatePair
-        Pairs of rows below `n_films`.
-
-    Returns
-    -------
-    list of int
-        For each film the smallest row of the films that pairs connect with it, its own if there are none.
-    """
-    ends = np.array([pair[:2] for pair in pairs], dtype=int).reshape(-1, 2).T
-    links = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(n_films, n_films))
-    _, first, group = np.unique(connected_components(links, directed=False)[1], return_index=True,
-                                return_inverse=True)
-    return first[group].tolist()
-
-
 def _compare_plainly(images: Tensor, rows: np.ndarray) -> list[DuplicatePair]:
-    """Pair films whose grey values correlate nearly perfectly, mirrored or not.
+    """Pair images whose grey values correlate nearly perfectly, mirrored or not.
 
-    A hazy film has little detail, and what JPEG leaves of it may be too little for `_search`.
+    A hazy image has little detail, and what JPEG leaves of it may be too little for `_search`.
     """
     still = _unit(images.flatten(1))
     pairs = []
@@ -174,7 +150,7 @@ def _search(films: np.ndarray, rows: np.ndarray) -> list[DuplicatePair]:
 
 
 def _detail(films: np.ndarray, level: _Level) -> Tensor:
-    """Divide each film (N, SIDE, SIDE), less its local mean, by its local spread."""
+    """Divide each image (N, SIDE, SIDE), less its local mean, by its local spread."""
     detail = films - gaussian_filter(films, (0, level.broad, level.broad))
     floor = .06 * films.std((1, 2), keepdims=True)  # keeps the noise of empty regions small
     detail /= np.sqrt(gaussian_filter(detail ** 2, (0, level.broad, level.broad)) + floor ** 2)
@@ -187,10 +163,10 @@ def _resize(images: Tensor, side: int) -> Tensor:
 
 
 def _candidates(details: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield batches of likely pairs: the film that is moved, the one that is not, the motion, the sign.
+    """Yield batches of likely pairs: the image that is moved, the one that is not, the motion, the sign.
 
-    A motion only zooms in, which never needs what lies outside the film; as each film is both moved and not,
-    crops of either are found.
+    A motion only zooms in, which never needs what lies outside the image; as each image is both moved and
+    not, crops of either are found.
     """
     motions = torch.tensor([[[flip * zoom * math.cos(angle), -flip * zoom * math.sin(angle), flip * right],
                              [zoom * math.sin(angle), zoom * math.cos(angle), down]]
@@ -201,19 +177,22 @@ def _candidates(details: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tenso
         part = details[start:start + _ROWS]
         best = torch.zeros(len(part), len(details))
         which = torch.zeros(best.shape, dtype=torch.int16)
-        for number, motion in enumerate(motions):
-            likeness = _unit(_sample(part, motion.expand(len(part), 2, 3), _COARSE_POINTS)) @ still.T
-            better = likeness.abs() > best.abs()
-            best = torch.where(better, likeness, best)
-            which.masked_fill_(better, number)
+        for first in range(0, len(motions), _MOTIONS):
+            shapes = [_unit(_sample(part, motion.expand(len(part), 2, 3), _COARSE_POINTS))
+                      for motion in motions[first:first + _MOTIONS]]
+            likeness, number = (torch.stack(shapes) @ still.T).abs_().max(0)
+            which = torch.where(likeness > best, (number + first).to(torch.int16), which)
+            torch.maximum(best, likeness, out=best)
         own = torch.arange(len(part))
         best[own, start + own] = 0
-        likest = best.abs().topk(min(_NEIGHBOURS, len(details) - 1)).indices
+        likest = best.topk(min(_NEIGHBOURS, len(details) - 1)).indices
         row, column = own[:, None].expand_as(likest).flatten(), likest.flatten()
-        likely = best[row, column].abs() > _PLAUSIBLE
+        likely = best[row, column] > _PLAUSIBLE
         for a, b in zip(row[likely].split(_PAIRS), column[likely].split(_PAIRS), strict=True):
             if len(a):
-                yield start + a, b, motions[which[a, b].long()], best[a, b].sign()
+                motion = motions[which[a, b].long()]
+                moved = _unit(_sample(part[a], motion, _COARSE_POINTS))
+                yield start + a, b, motion, (moved * still[b]).sum(1).sign()
 
 
 def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor,
@@ -247,7 +226,7 @@ def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor,
 
 
 def _grid(points: int) -> Tensor:
-    """Places (points^2, 2), x and y, in the middle of a film whose edges are at -1 and 1."""
+    """Places (points^2, 2), x and y, in the middle of an image whose edges are at -1 and 1."""
     along = _MIDDLE * ((torch.arange(points) + .5) / points * 2 - 1)
     return torch.cartesian_prod(along, along).flip(1)
 

@@ -1,382 +1,47 @@
-"""Folders of radiographs as torch data sets, each film decoded once.
-
-A film is decoded when the first data set that holds it is made, and kept as 8-bit pixels in a cache under
-`storage.cache_folder()`, which can be deleted at any time. Films are found there by a hash of their bytes:
-the same film in another folder is not decoded again, and another film under an old name is.
+"""Radiographs as torch data sets, each image decoded once; train, val and test of a data set, read together.
+ The pixels of a data set lie in one file a size under `checkpoints.cache_folder()`, for their owner alone;
+it can be deleted at any time (`genailab data cache --clear`).
 """
 
-import csv
 import errno
 import hashlib
-import json
 import os
-import posixpath
-import re
 import shutil
 import sys
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeVar
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import pandas as pd
+import PIL
 import torch
+from filelock import FileLock
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from genailab_helpers.datasets.catalog import (
-    FINDINGS,
-    GRADES,
-    canonical_class,
-    canonical_split,
-    patient_of,
-    sort_classes,
-)
+from genailab_helpers import radiographs
+from genailab_helpers.checkpoints import cache_folder, whole_file
+from genailab_helpers.datasets.index import index_images, torn_patients
+from genailab_helpers.datasets.names import GRADES, SPLITS
 from genailab_helpers.radiographs import (
-    RADIOGRAPH_SUFFIXES,
     UnreadableRadiographError,
     check_img_size,
-    is_dicom,
     read_radiograph,
 )
-from genailab_helpers.storage import cache_folder, whole_file
+from genailab_helpers.statistics import grouped_folds
 
 OnUnreadable = Literal["stop", "skip"]
+COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
 
-_Result = TypeVar("_Result")
-_AHEAD = 64  # films that are read or decoded before they are asked for
+_AT_ONCE = 64  # images that are decoded by several threads before they are written
 _LARGE_CACHE = 5e7  # bytes that are announced
-
-_READER_VERSION = 1  # raise it when `read_radiograph` returns other numbers for the same bytes
-_KEY_BYTES = 16
-
-TABLE = "films.csv"  # what `preparation` notes about films: file, class, patient, split, source
-_COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
-    "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
-             "imageindex", "stem"),
-    "label": ("class", "label", "classname", "labelname", "grade", "finding", "findinglabels", "category",
-              "diagnosis"),
-    "patient": ("patient", "patientid", "group", "case", "caseid", "subject", "subjectid"),
-    "split": ("split", "subset"),
-}
-
-
-def list_radiographs(root_dir: str | Path) -> list[Path]:
-    """Find all radiographs below a folder.
-
-    Parameters
-    ----------
-    root_dir : str or Path
-        Any folder. Sub-folders and links are followed; hidden files and folders (`._*`, `.DS_Store`) and
-        folders named `masks` are left out.
-
-    Returns
-    -------
-    list of Path
-        Files with a suffix of `RADIOGRAPH_SUFFIXES`, and DICOM files without any, in an order that depends on
-        their names alone.
-
-    Raises
-    ------
-    ValueError
-        If the folder is absent, is a file, is empty, or holds other files only.
-    """
-    root = Path(root_dir)
-    if not root.is_dir():
-        what = "a file" if root.exists() else "no such folder"
-        raise ValueError(f"{root}: {what}; expected a folder of radiographs")
-    films, others, visited = [], Counter[str](), set()
-    for folder, names, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in visited:  # a link back up
-            names.clear()
-            continue
-        visited.add(real)
-        names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
-        for path in (Path(folder, name) for name in files):
-            if _looks_like_radiograph(path):
-                films.append(path)
-            else:
-                others[path.suffix or path.name] += 1
-    if not films:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        held = f"no radiographs among {others.total()} files ({found})" if others else "empty folder"
-        raise ValueError(f"{root}: {held}; expected {', '.join(RADIOGRAPH_SUFFIXES)}")
-    return sorted(films, key=lambda path: path.relative_to(root).parts)
-
-
-def _looks_like_radiograph(path: Path) -> bool:
-    if path.name.startswith(".") or (path.exists() and not path.is_file()):
-        return False  # a pipe, for example; a link to nothing counts as a film that cannot be read
-    return path.suffix.lower() in RADIOGRAPH_SUFFIXES or (not path.suffix and is_dicom(path))
-
-
-class Film(NamedTuple):
-    """One film of a data set.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    name : str
-        The same relative to the root of the data set, with forward slashes.
-    label : str
-        Canonical class; "" where the film lies beside class folders.
-    split : str
-        "train", "val" or "test"; "" where the data set is not split.
-    patient : str
-        Who it shows, as far as table, pattern or file name tell.
-    """
-
-    path: Path
-    name: str
-    label: str
-    split: str
-    patient: str
-
-    @property
-    def told_patient(self) -> str:
-        """The patient where anything but the film's own path tells it, else an empty string."""
-        return "" if self.patient == PurePosixPath(self.name).with_suffix("").as_posix() else self.patient
-
-
-def index_films(root_dir: str | Path, patient_pattern: str | None = None) -> list[Film]:
-    """List the films of a data set with class, split and patient.
-
-    Parameters
-    ----------
-    root_dir : str or Path
-        A folder of class folders, of `train/`, `val/`, `test/` with class folders, or one class folder. Films
-        may lie at any depth below a class folder (as in `COVID/images`).
-    patient_pattern : str, optional
-        Regular expression that is searched in the file name and whose first group (or whole match) is the
-        patient. By default the patient is what the table `films.csv` in the root (or beside the split) says,
-        else `catalog.patient_of`.
-
-    Returns
-    -------
-    list of Film
-        Sorted by name.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds no radiographs, or the pattern is none or does not match a film.
-    """
-    root = Path(root_dir)
-    places = [(path, path.relative_to(root).parts) for path in list_radiographs(root)]
-    splits = [canonical_split(parts[0]) if len(parts) > 1 else "" for _, parts in places]
-    inner = [parts[1:] if split else parts for (_, parts), split in zip(places, splits, strict=True)]
-    if all(parts[:-1] in ((), ("images",)) for parts in inner):  # no class folders
-        named = root.resolve()
-        alone = canonical_class(named.parent.name if named.name == "images" else named.name)
-    else:
-        alone = ""
-    patients = _noted_patients(root)
-    films = []
-    for (path, parts), split, rest in zip(places, splits, inner, strict=True):
-        name = "/".join(parts)
-        label = alone or (canonical_class(rest[0]) if len(rest) > 1 else "")
-        patient = (_patient_by(patient_pattern, path) if patient_pattern
-                   else patients.get(name) or patient_of(name))
-        films.append(Film(path, name, label, split, patient))
-    return films
-
-
-def _patient_by(pattern: str, path: Path) -> str:
-    try:
-        match = re.search(pattern, path.name)
-    except re.error as error:
-        raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
-    if not match or not (patient := match[1] if match.re.groups else match[0]):
-        raise ValueError(f"{path}: the patient pattern {pattern!r} finds no patient in the file name; "
-                         "expected one in every name")
-    return patient
-
-
-def _noted_patients(root: Path) -> dict[str, str]:
-    """Read who is who from the table in a root, or beside it if the root is a split of a data set."""
-    if (root / TABLE).is_file():
-        return {row.file: row.patient for row in read_table(root / TABLE) if row.patient}
-    if canonical_split(root.name) and (root.parent / TABLE).is_file():
-        start = f"{root.name}/"
-        return {row.file.removeprefix(start): row.patient for row in read_table(root.parent / TABLE)
-                if row.patient and row.file.startswith(start)}
-    return {}
-
-
-class TableRow(NamedTuple):
-    """One row of a table of films: its line in the file, and what it says; "" where it says nothing."""
-
-    line: int
-    file: str
-    label: str
-    patient: str
-    split: str
-
-
-def read_table(path: str | Path) -> list[TableRow]:
-    """Read a CSV table that names films and, where it has such columns, their class, patient and split.
-
-    Parameters
-    ----------
-    path : str or Path
-        UTF-8, with a header; commas, semicolons or tabs. The columns may be called as labelling tools and
-        public sets call them (`filename`, `Image Index`, `label`, `grade`, `Patient ID`, `group`, ...).
-
-    Returns
-    -------
-    list of TableRow
-        In the order of the file. Classes and splits have their canonical names; backslashes in file names
-        become slashes.
-
-    Raises
-    ------
-    ValueError
-        If the file is absent, is no such table, or has no column for the file.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=header.count))
-            columns = [re.sub(r"[^a-z]", "", name.lower()) for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-    except OSError as error:
-        raise ValueError(f"{path}: expected a CSV table ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected a CSV table in UTF-8 ({error})") from error
-    place = {kind: next((columns.index(name) for name in names if name in columns), None)
-             for kind, names in _COLUMNS.items()}
-    if place["file"] is None:
-        raise ValueError(f"{path}: no column for the film among {header.strip()!r}; expected one of "
-                         f"{', '.join(_COLUMNS['file'])}")
-
-    def cell(row: list[str], kind: str) -> str:
-        column = place[kind]
-        return row[column].strip() if column is not None and column < len(row) else ""
-
-    return [TableRow(line, cell(row, "file").replace("\\", "/").removeprefix("./"),
-                     canonical_class(cell(row, "label")), cell(row, "patient"),
-                     canonical_split(cell(row, "split"))) for line, row in rows]
-
-
-def read_radiographs(paths: Sequence[str | Path], img_size: int,
-                     on_unreadable: OnUnreadable = "stop") -> tuple[Tensor, list[Path]]:
-    """Read films into one batch.
-
-    Parameters
-    ----------
-    paths : sequence of str or Path
-        The films, at least one.
-    img_size : int
-        Side in pixels, at least 16.
-    on_unreadable : {"stop", "skip"}, default "stop"
-        Whether a film that cannot be read ends the reading or is left out with a warning.
-
-    Returns
-    -------
-    images : Tensor
-        float32 `(N, 1, img_size, img_size)` in [-1, 1].
-    kept : list of Path
-        The N films that were read, in the order given.
-
-    Raises
-    ------
-    UnreadableRadiographError
-        With "stop": names the first film that cannot be read.
-    ValueError
-        If there are no films, none can be read, or an argument is not as above.
-    """
-    check_img_size(img_size)
-    read = list(_readable(paths, lambda path: read_radiograph(path, img_size), on_unreadable))
-    return torch.stack([image for _, image in read]), [path for path, _ in read]
-
-
-def cached_radiographs(paths: Sequence[str | Path], img_size: int,
-                       on_unreadable: OnUnreadable = "stop") -> tuple[Tensor, list[Path]]:
-    """Read films into one batch like `read_radiographs`, but decode each of them once in a lifetime.
-
-    Parameters, results and errors are those of `read_radiographs`. Pixels went through 8 bits, as in
-    `RadiographFolder`, with which this shares its cache.
-    """
-    films = [Path(path) for path in paths]
-    kept, rows = _FilmCache(check_img_size(img_size)).fill(films, on_unreadable)
-    levels = np.stack([rows.levels(i) for i in range(len(kept))])
-    return torch.from_numpy(levels)[:, None].float().div_(127.5).sub_(1), [films[i] for i in kept]
-
-
-def _readable(paths: Sequence[str | Path], read: Callable[[Path], Any],
-              on_unreadable: OnUnreadable) -> Iterator[tuple[Path, Any]]:
-    """Yield each film with what `read` makes of it; deal with those that cannot be read."""
-    if on_unreadable not in ("stop", "skip"):
-        raise ValueError(f'on_unreadable={on_unreadable!r}: expected "stop" or "skip"')
-    if not paths:
-        raise ValueError("no films given; expected at least one path")
-    left_out: list[UnreadableRadiographError] = []
-    for path in map(Path, paths):
-        try:
-            result = read(path)
-        except UnreadableRadiographError as error:
-            if on_unreadable == "stop":
-                reason = f'{error.reason}; on_unreadable="skip" leaves such films out'
-                raise UnreadableRadiographError(path, reason) from error
-            left_out.append(error)
-        else:
-            yield path, result
-    if len(left_out) == len(paths):
-        raise ValueError(f"none of {len(paths)} films can be read; the first: {left_out[0]}")
-    if left_out:
-        named = [str(error) for error in left_out[:3]]
-        if len(left_out) > 3:
-            named.append(f"and {len(left_out) - 3} more")
-        summary = f"{len(left_out)} of {len(paths)} films cannot be read and are left out"
-        warnings.warn(f"{summary}: {'; '.join(named)}", stacklevel=3)
-
-
-def match_rows(rows: Iterable[TableRow], films: Iterable[Film],
-               beside: str = "") -> list[tuple[TableRow, list[str]]]:
-    """Find the films that each row of a table means.
-
-    Parameters
-    ----------
-    rows : iterable of TableRow
-        From `read_table`.
-    films : iterable of Film
-        From `index_films`.
-    beside : str, default ""
-        Folder of the table relative to the root of the films, to which its paths may be relative as well.
-
-    Returns
-    -------
-    list of (TableRow, list of str)
-        Every row with the names of the films that it fits: the one at its very path, else those whose path
-        ends like its own, or the other way round, as far as both name folders (of a class under any alias; a
-        folder `images` does not count). A suffix may be missing or differ.
-    """
-    by_stem: dict[str, list[tuple[str, list[str]]]] = {}
-    for film in films:
-        by_stem.setdefault(film.path.stem, []).append((film.name, _class_parts(film.name)))
-    names = {name for found in by_stem.values() for name, _ in found}
-    matches = []
-    for row in rows:
-        path = posixpath.normpath(row.file)
-        places = (path, posixpath.normpath(posixpath.join(beside, path)))
-        exact = [place for place in places if place in names]
-        folders, last = _class_parts(path), posixpath.basename(path)
-        alike = [name for stem in dict.fromkeys((last, PurePosixPath(last).stem))
-                 for name, own in by_stem.get(stem, ())
-                 if all(a == b for a, b in zip(reversed(folders), reversed(own), strict=False))]
-        same = [name for name in alike if posixpath.basename(name) == last]
-        matches.append((row, exact[:1] or same or alike))
-    return matches
-
-
-def _class_parts(path: str) -> list[str]:
-    return [canonical_class(part) for part in path.split("/")[:-1] if part not in ("", "images")]
+_READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 
 
 class RadiographFolder(Dataset[tuple[Any, int]]):
@@ -384,332 +49,382 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
 
     Parameters
     ----------
-    root_dir : str or Path
-        Either a folder of class folders, with films at any depth below them (as in `COVID/images`), or one
-        class folder with the films themselves; or a label file `dataset.json` as `genailab data label` writes
-        it. Folders that `catalog.canonical_class` gives one name are one class.
+    images : str, Path or pandas.DataFrame
+        A folder without splits or a label file, as `index.index_images` takes it, or (part of) its table.
     img_size : int
         Side in pixels, at least 16.
     transform : callable, optional
         Applied to each image, a float32 tensor `(1, img_size, img_size)` in [-1, 1].
     on_unreadable : {"stop", "skip"}, default "stop"
-        Whether a film that cannot be read is an error or is left out with a warning.
+        Whether an image that cannot be read is an error or is left out with a warning.
 
     Attributes
     ----------
+    images : pandas.DataFrame
+        The table of the images, by class and then by path; `attrs["bit_depth"]` as `read_radiograph` takes
+        it.
     classes : list of str
-        Canonical names in the order of `catalog.sort_classes`. Where class folders are grades, all five are
-        listed, so that a label is the grade; a known finding counts even if its folder is empty.
+        `images.attrs["classes"]`.
     class_to_idx : dict
         Label of each class.
     samples : list of (str, int)
-        Path and label of each film, by class and then by path; put together whenever it is asked for.
-    targets : list of int
-        The labels alone.
-    patients : list of str
-        The patient of each film, as `index_films` knows it; put together whenever it is asked for.
+        Path and label of each image.
+    targets, patients : list
+        Label and patient of each image.
 
     Raises
     ------
     UnreadableRadiographError
-        With "stop": names the first film that cannot be read.
+        With "stop": names the first image that cannot be read.
     ValueError
-        If there are no radiographs, if the folder holds splits (`train`, `test`) or films beside class
+        If there are no radiographs, if the folder holds splits (`train`, `test`) or images beside class
         folders, or if an argument is not as above.
 
     Notes
-    -----
-    Pixels are kept in 8 bits: an item differs from `read_radiograph` by at most half a level, 1/255 in the
-    range [-1, 1]. An item is read from the cache when it is asked for, so memory does not grow with the
-    number of films but for their names. The cache is filled by several threads at a time, and takes in whole
-    packs of films under names made from their content, so that processes may fill it at the same time or be
-    killed meanwhile; what was whole is found again. If it is deleted later, films are decoded anew.
-
-    Examples
-    --------
-    >>> films = RadiographFolder("chest_xray/train", img_size=64)  # doctest: +SKIP
-    >>> image, label = films[0]  # doctest: +SKIP
+    ----- Pixels are kept in 8 bits: an item differs from `read_radiograph` by at most half a level, 1/255
+    in the range [-1, 1]. An item is read from the cache when it is asked for, so memory does not grow with
+    the number of images but for their table.
     """
 
-    def __init__(self, root_dir: str | Path, img_size: int, transform: Callable[[Tensor], Any] | None = None,
+    def __init__(self, images: str | Path | pd.DataFrame, img_size: int,
+                 transform: Callable[[Tensor], Any] | None = None,
                  on_unreadable: OnUnreadable = "stop") -> None:
-        self.root_dir = Path(root_dir)
-        self.img_size = check_img_size(img_size)
-        self.transform = transform
-        if self.root_dir.suffix == ".json":
-            self.classes, films = _labelled_films(self.root_dir)
-        else:
-            self.classes, films = _films_by_class(self.root_dir)
+        if not isinstance(images, pd.DataFrame):
+            images = index_images(images)
+            if len(splits := sorted(set(images["split"]) - {""})) > 1:
+                raise ValueError(f"{images.attrs['root']}: holds the splits {', '.join(splits)}; expected "
+                                 "classes: choose a split")
+        self.root_dir = Path(images.attrs["root"])
+        if len(loose := images.index[images["class"] == ""]):
+            raise ValueError(f"{self.root_dir}: {len(loose)} images such as {loose[0]} lie beside class "
+                             "folders; expected one or the other")
+        self.classes: list[str] = images.attrs["classes"]
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        films.sort(key=lambda film: self.class_to_idx[film.label])  # stable: then by path
-        kept, self._rows = _FilmCache(self.img_size).fill([film.path for film in films], on_unreadable)
-        films = [films[i] for i in kept]
-        self._folder = self.root_dir.parent if self.root_dir.suffix == ".json" else self.root_dir
-        self._names = _Strings(film.name for film in films)
-        self._patients = _Strings(film.patient for film in films)
-        self.targets = [self.class_to_idx[film.label] for film in films]
+        self.transform = transform
+        labels = images["class"].map(self.class_to_idx)
+        self._pixels = _Pixels(images.iloc[np.argsort(labels, kind="stable")], img_size, on_unreadable)
+        self.images, self.img_size = self._pixels.images, img_size
+        self.bit_depth = self._pixels.bit_depth
+        self.targets: list[int] = self.images["class"].map(self.class_to_idx).tolist()
 
     @property
     def samples(self) -> list[tuple[str, int]]:
-        """Path and label of each film."""
-        return [(str(self._folder / name), label)
-                for name, label in zip(self._names, self.targets, strict=True)]
+        """Path and label of each image."""
+        return list(zip(self.images["path"], self.targets, strict=True))
 
     @property
     def patients(self) -> list[str]:
-        """The patient of each film."""
-        return list(self._patients)
+        """The patient of each image."""
+        return self.images["patient"].tolist()
 
     def __len__(self) -> int:
-        """Return the number of films."""
+        """Return the number of images."""
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Return image and label of one film."""
-        try:
-            levels = self._rows.levels(index)
-        except OSError:  # somebody emptied the cache
-            levels = _decode(self._folder / self._names[index], self.img_size)
-        image = torch.from_numpy(levels).float().div_(127.5).sub_(1)[None]
+        """Return image and label."""
+        image = torch.from_numpy(self._pixels[index]).float().div_(127.5).sub_(1)[None]
         return self.transform(image) if self.transform else image, self.targets[index]
 
 
-class _Strings(Sequence[str]):
-    """Many strings in one block of memory: a list of them takes several times as much, and scatters it."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._ends = np.cumsum([0, *map(len, encoded)])
-        self._block = b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        place = range(len(self))[index]
-        return os.fsdecode(self._block[self._ends[place]:self._ends[place + 1]])
-
-
-def _films_by_class(root: Path) -> tuple[list[str], list[Film]]:
-    """Return the classes of a folder without splits, in order, and its films by path."""
-    films = index_films(root)
-    if splits := sorted({PurePosixPath(film.name).parts[0] for film in films if film.split}):
-        raise ValueError(f"{root}: holds the splits {', '.join(splits)}; expected classes: choose a split")
-    if loose := [film for film in films if not film.label]:
-        raise ValueError(f"{root}: {len(loose)} films such as {loose[0].name} lie beside class folders; "
-                         "expected one or the other")
-    return class_names(root, films), films
-
-
-def class_names(root_dir: str | Path, films: Sequence[Film]) -> list[str]:
-    """Return the classes of a data set in the order in which they are numbered everywhere.
+def read_images(images: pd.DataFrame, img_size: int,
+                on_unreadable: OnUnreadable = "stop") -> tuple[Tensor, pd.DataFrame]:
+    """Read images into one batch, decoding each of them once in a lifetime.
 
     Parameters
     ----------
-    root_dir : str or Path
-        The data set; empty folders of grades and findings in it count as classes.
-    films : sequence of Film
-        From `index_films`.
+    images : pandas.DataFrame
+        (Part of) a table of `index.index_images`.
+    img_size, on_unreadable
+        As for `RadiographFolder`.
 
     Returns
     -------
-    list of str
-        All five grades where there are grades only; else what there is, as `catalog.sort_classes` orders it.
-    """
-    found = {film.label for film in films if film.label}
-    if all(film.name.count("/") == film.name.startswith("images/") for film in films):
-        return sort_classes(found)  # one class folder
-    bases = {Path(root_dir, PurePosixPath(film.name).parts[0] if film.split else "") for film in films}
-    folders = {canonical_class(folder.name) for base in bases for folder in base.iterdir() if folder.is_dir()}
-    found |= folders & {*GRADES, *FINDINGS}
-    return list(GRADES) if found <= set(GRADES) else sort_classes(found)
-
-
-def _labelled_films(file: Path) -> tuple[list[str], list[Film]]:
-    """Return classes and films of a label file as StyleGAN2-ADA reads it."""
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["labels"]
-        pairs = [(PurePosixPath(name), int(label)) for name, label in listed]
-        largest = max(label for _, label in pairs)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file}: expected {{"labels": [["folder/film.png", 0], ...]}} ({error}); '
-                         "make it with `genailab data label`") from error
-    folders: dict[int, set[str]] = {label: set() for _, label in pairs}
-    for place, label in pairs:
-        if place.is_absolute() or ".." in place.parts or label < 0:
-            raise ValueError(f"{file}: expected films below its folder and classes from 0, "
-                             f"got {place}, {label}")
-        inner = place.parts[1:] if canonical_split(place.parts[0]) else place.parts
-        folders[label].add(canonical_class(inner[0]) if len(inner) > 1 else f"class {label}")
-    classes = [f"class {label}" for label in range(largest + 1)]
-    if all(len(names) == 1 for names in folders.values()):
-        for label, (name,) in folders.items():
-            classes[label] = name
-        if set(folders) <= set(range(len(GRADES))) and all(classes[i] == GRADES[i] for i in folders):
-            classes = list(GRADES)
-    patients = _noted_patients(file.parent)
-    return classes, [Film(file.parent / place, str(place), classes[label], "",
-                          patients.get(str(place)) or patient_of(place)) for place, label in pairs]
-
-
-class _Rows:
-    """Where in the packs of the cache the pixels of films lie, in twelve bytes a film."""
-
-    def __init__(self, img_size: int, places: Sequence[tuple[Path, int]]) -> None:
-        self.img_size = img_size
-        self.packs = list(dict.fromkeys(pack for pack, _ in places))
-        number = {pack: i for i, pack in enumerate(self.packs)}
-        self.pack = np.array([number[pack] for pack, _ in places], np.int32)
-        self.start = np.array([start for _, start in places], np.int64)
-
-    def levels(self, index: int) -> np.ndarray:
-        """Read the pixels of one film, uint8 `(img_size, img_size)`."""
-        # not a memory map: the pages that it has read count as memory of the process
-        pack, area = self.packs[self.pack[index]], self.img_size**2
-        levels = np.fromfile(pack, np.uint8, area, offset=self.start[index])
-        if levels.size < area:
-            raise OSError(f"{pack}: damaged")
-        return levels.reshape(self.img_size, self.img_size)
-
-
-class _FilmCache:
-    """Decoded films of one size: rows of packs, found by the hash of the film's bytes.
-
-    A pack is one immutable file: n keys of 16 bytes, then n squares of 8-bit pixels. It is written whole
-    under a name made from its keys, so nothing needs a lock, and two processes at worst do the same work
-    twice.
-    """
-
-    def __init__(self, img_size: int) -> None:
-        self.img_size = img_size
-        self.folder = cache_folder() / "films" / f"v{_READER_VERSION}-{img_size}px"
-        self.places: dict[bytes, tuple[Path, int]] = {}  # pack and offset of the pixels in it
-        for pack in sorted(self.folder.glob("pack-*.u8")):
-            self._index(pack)
-
-    def _index(self, pack: Path) -> None:
-        area = self.img_size**2
-        count, rest = divmod(pack.stat().st_size, _KEY_BYTES + area)
-        if rest:
-            return  # damaged: its films are decoded anew
-        with pack.open("rb") as file:
-            for row in range(count):
-                self.places[file.read(_KEY_BYTES)] = pack, count * _KEY_BYTES + row * area
-
-    def fill(self, paths: Sequence[Path], on_unreadable: OnUnreadable) -> tuple[list[int], _Rows]:
-        """Decode what is not there yet; return which films are readable, and where their pixels lie."""
-        # the reader turns warnings off and on again, which threads do in any order: put all back at the end
-        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
-            hashing = _bar(_ordered(pool, content_key, paths), len(paths), "looking films up")
-            keys = list(hashing)
-            missing: dict[bytes, Path] = {}  # one film of each content
-            for path, key in zip(paths, keys, strict=True):
-                if isinstance(key, bytes) and key not in self.places:
-                    missing.setdefault(key, path)
-            self._announce(len(missing))
-            unreadable = self._decode_all(pool, missing, stop=on_unreadable == "stop")
-        numbered = enumerate(keys)
-
-        def place(path: Path) -> tuple[int, tuple[Path, int]]:
-            i, key = next(numbered)
-            if isinstance(key, UnreadableRadiographError):
-                raise key
-            if key in unreadable:
-                raise UnreadableRadiographError(path, unreadable[key].reason) from unreadable[key]
-            return i, self.places[key]
-
-        kept = [found for _, found in _readable(paths, place, on_unreadable)]
-        return [i for i, _ in kept], _Rows(self.img_size, [where for _, where in kept])
-
-    def _announce(self, n_films: int) -> None:
-        """Say before it starts what a large cache takes, or that there is no room for it."""
-        needed = n_films * (_KEY_BYTES + self.img_size**2)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"no room to write {n_films:,} decoded films: "
-                          f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free. Free some, or "
-                          "set GENAILAB_CACHE to a folder on another disk", str(self.folder))
-        if needed > _LARGE_CACHE:
-            print(f"{n_films:,} films are decoded once, into {needed / 1e6:,.0f} MB under {self.folder} (if "
-                  f"stopped, it goes on where it was)", file=sys.stderr)
-
-    def _decode_all(self, pool: Executor, missing: dict[bytes, Path],
-                    stop: bool) -> dict[bytes, UnreadableRadiographError]:
-        """Decode films pack by pack; return those that could not be, the first pack with such if `stop`."""
-        unreadable: dict[bytes, UnreadableRadiographError] = {}
-        rows_in_pack = max(1, min(256, 2**24 // self.img_size**2))
-        films: dict[bytes, np.ndarray] = {}
-        decoded = _ordered(pool, lambda path: _decode(path, self.img_size), list(missing.values()))
-        try:
-            for key, levels in zip(missing, _bar(decoded, len(missing), "reading films"), strict=True):
-                if isinstance(levels, np.ndarray):
-                    films[key] = levels
-                    if len(films) == rows_in_pack:
-                        self._write(films)
-                    continue
-                unreadable[key] = levels
-                if stop:
-                    break
-        finally:
-            self._write(films)  # what was decoded before an error is not lost
-        return unreadable
-
-    def _write(self, films: dict[bytes, np.ndarray]) -> None:
-        """Write films as one pack, and empty the dictionary."""
-        if not films:
-            return
-        keys = b"".join(films)
-        pack = self.folder / f"pack-{hashlib.blake2b(keys, digest_size=_KEY_BYTES).hexdigest()}.u8"
-        with whole_file(pack) as temporary:
-            temporary.write_bytes(keys + b"".join(levels.tobytes() for levels in films.values()))
-        films.clear()
-        self._index(pack)
-
-
-def _ordered(pool: Executor, work: Callable[[Path], _Result],
-             paths: Sequence[Path]) -> Iterator[_Result | UnreadableRadiographError]:
-    """Yield what `work` makes of each path, or why it cannot, in order; some paths are worked on ahead."""
-    def attempt(path: Path) -> _Result | UnreadableRadiographError:
-        try:
-            return work(path)
-        except UnreadableRadiographError as error:
-            return error
-
-    ahead: deque[Future[_Result | UnreadableRadiographError]] = deque()
-    try:
-        for path in paths:
-            ahead.append(pool.submit(attempt, path))
-            if len(ahead) == _AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        for waiting in ahead:
-            waiting.cancel()
-
-
-def _bar(results: Iterator[_Result], total: int, what: str) -> Iterator[_Result]:
-    """Show progress on a terminal, if it is slow."""
-    with tqdm(results, desc=what, unit="film", total=total, delay=5, leave=False, disable=None) as bar:
-        yield from bar
-
-
-def _decode(path: Path, img_size: int) -> np.ndarray:
-    """Return a film in 8 bits, `(img_size, img_size)`."""
-    return (read_radiograph(path, img_size)[0].add(1).div(2) * 255).round().to(torch.uint8).numpy()
-
-
-def content_key(path: Path) -> bytes:
-    """Hash the bytes of a film: 16 bytes, equal for equal files whatever they are called.
+    batch : Tensor
+        float32 `(N, 1, img_size, img_size)` in [-1, 1], of 256 levels.
+    images : pandas.DataFrame
+        The rows of the N images, in the order given.
 
     Raises
     ------
-    UnreadableRadiographError
-        If the file cannot be read.
+    UnreadableRadiographError, ValueError
+        As for `RadiographFolder`.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_KEY_BYTES)).digest()
-    except OSError as error:
-        raise UnreadableRadiographError(path, error.strerror or str(error)) from error
+    pixels = _Pixels(images, img_size, on_unreadable)
+    batch = torch.empty(len(pixels.images), 1, img_size, img_size)
+    for i in range(len(batch)):
+        batch[i, 0] = torch.from_numpy(pixels[i])
+    return batch.div_(127.5).sub_(1), pixels.images
+
+
+class _Pixels:
+    """Decoded images of one size: n keys of 16 bytes, n checksums of 4, then n squares of 8-bit pixels in a
+    file.
+
+    A key is a hash of the image's path, size and times of change: what changed is decoded again. The file
+    is named by folder, image size, reader and keys, and no row of it ever moves, so two processes that fill
+    it write the same. A row whose checksum is not that of its pixels was never written, or was damaged
+    since.
+    """
+
+    def __init__(self, images: pd.DataFrame, img_size: int, on_unreadable: OnUnreadable) -> None:
+        if on_unreadable not in ("stop", "skip"):
+            raise ValueError(f'on_unreadable={on_unreadable!r}: expected "stop" or "skip"')
+        self.images, self.img_size, self.area = images, check_img_size(img_size), img_size**2
+        self.rows: np.ndarray
+        self.bit_depth: int | None
+        self._open()
+        errors = self._decode_missing(on_unreadable == "stop")
+        if errors and on_unreadable == "stop":
+            error = errors[min(errors)]
+            reason = f'{error.reason}; on_unreadable="skip" leaves such images out'
+            raise UnreadableRadiographError(error.path, reason) from error
+        if len(errors) == len(images):
+            first = f"; the first: {errors[0]}" if errors else ""
+            raise ValueError(f"none of {len(images)} images can be read{first}")
+        if errors:
+            named = "; ".join(map(str, list(errors.values())[:3]))
+            more = f"; and {len(errors) - 3} more" * (len(errors) > 3)
+            warnings.warn(f"{len(errors)} of {len(images)} images cannot be read and are left out: "
+                          f"{named}{more}", stacklevel=3)
+            kept = [place for place in range(len(images)) if place not in errors]
+            self.images, self.rows = images.iloc[kept], self.rows[kept]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return the pixels of one image, uint8 `(img_size, img_size)`."""
+        try:  # no memory map: the pages that it has read count as memory of the process
+            levels = self._read(index)
+        except OSError:  # another part of the data set moved on to a larger file, or the cache was emptied
+            self._open()
+            levels = self._read(index)
+        if not self.checked[index] or levels.size < self.area:
+            if levels.size < self.area or _checksum(levels) != self.sums[self.rows[index]]:
+                levels = self._decode(self.images["path"].iat[index])
+                with self.file.open("r+b") as file:
+                    self._write(file, index, levels)
+            self.checked[index] = True
+        return levels.reshape(self.img_size, self.img_size)
+
+    def _read(self, index: int) -> np.ndarray:
+        start = 20 * self.n_rows + int(self.rows[index]) * self.area
+        return np.fromfile(self.file, np.uint8, self.area, offset=start)
+
+    def _write(self, file: BinaryIO, index: int, levels: np.ndarray) -> None:
+        row = int(self.rows[index])
+        self.sums[row] = _checksum(levels)
+        file.seek(20 * self.n_rows + row * self.area)
+        file.write(levels.tobytes())
+        file.seek(16 * self.n_rows + 4 * row)  # last: it says that the pixels are there
+        file.write(self.sums[row].tobytes())
+
+    def _open(self) -> None:
+        """Find the file, and the rows of the images in it."""
+        keys = [_key(name, path) for name, path in self.images["path"].items()]
+        self.file, known = self._find(keys)
+        self.n_rows = len(known)
+        self.rows = np.array([known[key] for key in keys], dtype=int)
+        self.sums = np.fromfile(self.file, np.uint32, self.n_rows, offset=16 * self.n_rows)
+        self.checked = np.zeros(len(keys), dtype=bool)
+        self.bit_depth = int(self.file.stem.split("-")[2]) or None
+
+    def _find(self, keys: list[bytes]) -> tuple[Path, dict[bytes, int]]:
+        """Return a file that has rows for all keys, and its rows by key; make it from an older one if need
+        be."""
+        folder = cache_folder() / "images"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        place = f"{os.path.realpath(self.images.attrs['root'])}\0{self.img_size}\0{_READER}"
+        prefix = hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+        for file in folder.glob(f"{prefix}-*.u8"):
+            if set(keys) <= (known := self._known(file)).keys():
+                return file, known
+        bits = self.images.attrs["bit_depth"].bits or 0
+        with FileLock(folder / f"{prefix}.lock"):
+            old = next(folder.glob(f"{prefix}-*-{bits}.u8"), None)
+            known = self._known(old) if old else {}
+            if len(known.keys() - keys) > 2 * len(keys) + 1000:  # mostly images that are gone or were changed
+                known = {}
+            every = {key: row for row, key in enumerate({**known, **dict.fromkeys(keys, 0)})}
+            self._announce(folder, len(every) - len(known))
+            file = folder / f"{prefix}-{hashlib.sha256(b''.join(every)).hexdigest()[:16]}-{bits}.u8"
+            with whole_file(file, sync=False) as path, path.open("wb") as new:
+                path.chmod(0o600)
+                new.write(b"".join(every))
+                if old and known:
+                    with old.open("rb") as held:
+                        held.seek(16 * len(known))
+                        new.write(held.read(4 * len(known)).ljust(4 * len(every), b"\0"))
+                        shutil.copyfileobj(held, new)
+                new.truncate(len(every) * (20 + self.area))
+            for other in folder.glob(f"{prefix}-*.u8"):
+                if other != file:
+                    other.unlink(missing_ok=True)
+        return file, every
+
+    def _known(self, file: Path) -> dict[bytes, int]:
+        n_rows, rest = divmod(file.stat().st_size, 20 + self.area)
+        with file.open("rb") as opened:  # a file that was cut short is of no use
+            return {} if rest else {opened.read(16): row for row in range(n_rows)}
+
+    def _announce(self, folder: Path, n_new: int) -> None:
+        """Say before it starts what a large cache takes, or that there is no room for it."""
+        needed, free = n_new * (20 + self.area), shutil.disk_usage(folder).free
+        if needed > free:
+            reason = (f"no room to write {n_new:,} decoded images: {needed / 1e6:,.0f} MB are needed, "
+                      f"{free / 1e6:,.0f} MB are free. Free some, or set GENAILAB_CACHE to a folder on "
+                      "another disk")
+            raise OSError(errno.ENOSPC, reason, str(folder))
+        if needed > _LARGE_CACHE:
+            print(f"{n_new:,} images are decoded once, into {needed / 1e6:,.0f} MB under {folder} (if "
+                  "stopped, it goes on where it was)", file=sys.stderr)
+
+    def _decode_missing(self, stop: bool) -> dict[int, UnreadableRadiographError]:
+        """Decode what was never written; return the errors of those that cannot be, by place."""
+        errors: dict[int, UnreadableRadiographError] = {}
+        missing = np.flatnonzero(self.sums[self.rows] == 0).tolist()
+
+        def decode(place: int) -> np.ndarray | UnreadableRadiographError:
+            try:
+                return self._decode(self.images["path"].iat[place])
+            except UnreadableRadiographError as error:
+                return error
+
+        # the reader turns warnings off and on again, which threads do in any order: put all back at the end
+        chunks = [missing[start:start + _AT_ONCE] for start in range(0, len(missing), _AT_ONCE)]
+        bar = tqdm(chunks, "reading", unit=f"{_AT_ONCE} images", delay=5, leave=False, disable=None)
+        with (warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool,
+              self.file.open("r+b") as file, bar):
+            for places in bar:
+                for place, levels in zip(places, pool.map(decode, places), strict=True):
+                    if isinstance(levels, UnreadableRadiographError):
+                        errors[place] = levels
+                        continue
+                    self._write(file, place, levels)
+                if stop and errors:
+                    break
+        return errors
+
+    def _decode(self, path: str) -> np.ndarray:
+        unit = read_radiograph(path, self.img_size, self.bit_depth or 16)[0].add(1).div(2)
+        return (unit * 255).round().to(torch.uint8).numpy()
+
+
+def _key(name: str, path: str) -> bytes:
+    state = os.stat(path) if os.path.exists(path) else None
+    seen = f"{name}\0{state and (state.st_size, state.st_mtime_ns, state.st_ctime_ns)}"
+    return hashlib.blake2b(os.fsencode(seen), digest_size=16).digest()
+
+
+def _checksum(levels: np.ndarray) -> int:
+    return zlib.crc32(levels.data) or 1  # 0 means never written
+
+
+def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool = False,
+               test: bool = False) -> tuple[dict[str, Any], str]:
+    """Read train, val and test of a data set, and refuse one that cannot be trained on.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        From `index.index_images`, of a folder of `train`, `val` and `test`, or of class folders alone.
+    img_size : int
+        Side of the images in pixels.
+    seed : int, default 0
+        Of the patients that are drawn for a part that is missing.
+    graded : bool, default False
+        Whether the classes must be the five grades; otherwise they must not be.
+    test : bool, default False
+        Whether a fifth of the patients of train become test where there is none.
+
+    Returns
+    -------
+    parts : dict of str to Subset
+        Of one `RadiographFolder`, train first. Without val, a fifth of the patients of train becomes it.
+    how : str
+        A sentence: how the parts came about.
+
+    Raises
+    ------
+    ValueError
+        If patients are in two parts, a part lacks images of a class or has one that train lacks, or the
+        images are photographs in colour.
+
+    Notes
+    -----
+    Images that cannot be read, and those in no class folder or in none of the parts, are named on stdout.
+    """
+    root, classes = images.attrs["root"], images.attrs["classes"]
+    if torn := torn_patients(images):
+        named = ", ".join([*torn[:5], *["..."] * (len(torn) > 5)])
+        raise ValueError(f"{root}: the images of {len(torn)} patients ({named}) lie in several of its parts; "
+                         "divide it again by patient: `genailab data split`")
+    divided = bool(images["split"].ne("").any())
+    placed = images["class"].ne("") & (images["split"].ne("") | (not divided))
+    if len(loose := images.index[~placed]):
+        named = ", ".join([*loose[:3], *["..."] * (len(loose) > 3)])
+        where = "in no class folder" + " of train, val or test" * divided
+        print(f"{root}: {len(loose)} images are left out, {where}: {named}")
+    if graded != (classes == list(GRADES)):
+        wanted = (f"folders {GRADES[0]} to {GRADES[-1]}; for classes there is `genailab train classifier`"
+                  if graded else "classes without an order; for grades there is `genailab train grader`")
+        raise ValueError(f"{root}: holds the classes {', '.join(classes)}; expected {wanted}")
+    if len(classes) < 2:
+        raise ValueError(f"{root}: holds one class, {classes[0]}; expected two or more class folders")
+    images = images[placed]
+    _refuse_colours(images)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        whole = RadiographFolder(images, img_size, on_unreadable="skip")
+    for warning in caught:
+        print(f"{root}: {warning.message}")
+    splits = whole.images["split"].replace("", "train").to_numpy()
+    patients, targets = np.array(whole.patients), np.array(whole.targets)
+    rows = {name: np.flatnonzero(splits == name) for name in SPLITS if (splits == name).any()}
+    if "train" not in rows:
+        raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in rows)}; expected train/, "
+                         "val/ and test/ with class folders")
+    for name, held in rows.items():
+        least = 2 if name == "train" else 0 if graded else 1
+        for of_class, count in zip(classes, np.bincount(targets[held], minlength=len(classes)), strict=True):
+            if count < least:
+                raise ValueError(f"{root}: {count} readable images of {of_class} in {name}; expected at "
+                                 f"least {least} of each of {', '.join(classes)}")
+    drawn = [name for name in ("test", "val") if name not in rows and (name == "val" or test)]
+    for of_class, label in whole.class_to_idx.items() if drawn and not graded else ():
+        if (n_patients := len(set(patients[rows["train"]][targets[rows["train"]] == label]))) < 5:
+            raise ValueError(f"{root}: images of {n_patients} patients of {of_class}; expected 5 or more, of "
+                             f"whom a fifth becomes {drawn[0]}, or a folder {drawn[0]}")
+    for name in drawn:
+        train = rows["train"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer patients than folds
+            kept, held_out = grouped_folds(patients[train], 5, seed, targets[train])[0]
+        rows[name], rows["train"] = train[held_out], train[kept]
+    how = [f"{name} is a fifth of the patients of train, drawn with seed {seed}." for name in drawn]
+    return ({name: Subset(whole, rows[name].tolist()) for name in SPLITS if name in rows},
+            " ".join(how) or f"The folders {', '.join(rows)} are as they were found.")
+
+
+def part_images(part: Any) -> pd.DataFrame:
+    """Return the table of a part, a Subset of a `RadiographFolder`, with the column `label`: the number of
+    the class."""
+    whole = part.dataset
+    return whole.images.assign(label=whole.targets).iloc[list(part.indices)]
+
+
+def _refuse_colours(images: pd.DataFrame) -> None:
+    """Refuse a folder most of whose images are in colour; one with a tint is not."""
+    looked_at, colours = images["path"].iloc[::-(-len(images) // 100)], []  # up to 100
+    for path in looked_at:
+        try:
+            with Image.open(path) as image:  # a DICOM file is no photograph
+                image.draft(None, (64, 64))
+                pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
+        except (OSError, ValueError):
+            continue  # whoever reads it says so
+        # the first axis is light and dark, in any tint; what is left is change of colour
+        axes = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
+        colours.append(float(np.sqrt((axes[1:]**2).sum() / len(pixels))))
+    if (n_coloured := sum(colour > COLOURED for colour in colours)) > len(looked_at) / 2:
+        raise ValueError(f"{images.attrs['root']}: {n_coloured} of {len(looked_at)} images looked at are in "
+                         f"colour (channels differ by {np.median(colours):.0f} of 255 levels); expected "
+                         "radiographs, which are grey")

@@ -85,7 +85,7 @@ def _plain(value: object) -> str:
 
 
 class Traces(NamedTuple):
-    """What the header of a film says about people: names of fields, never their content.
+    """What the header of an image says about people: names of fields, never their content.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Traces(NamedTuple):
 
 
 def find_traces(path: Path) -> Traces:
-    """Read DICOM elements, EXIF tags, text chunks and comments of one film; of a damaged file, none."""
+    """Read DICOM elements, EXIF tags, text chunks and comments of one image; of a damaged file, none."""
     header = dicom_header(path)
     removed = header.get("PatientIdentityRemoved") == "YES"
     personal, texts = [], []

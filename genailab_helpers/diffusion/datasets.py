@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -64,8 +65,8 @@ class ChestXRayDataset(Dataset[Any]):
 
     Parameters
     ----------
-    root_dir : str or Path
-        A folder of films, or of class folders; subject to `RadiographFolder`, which decodes each film once.
+    root_dir : str, Path or pandas.DataFrame
+        A folder of images or of class folders, or its table; see `RadiographFolder`, which decodes each once.
     img_size : int, default 128
         Side in pixels, at least 16.
     transform : callable, optional
@@ -92,7 +93,7 @@ class ChestXRayDataset(Dataset[Any]):
         If the folder holds no radiographs or `img_size` is out of range.
     """
 
-    def __init__(self, root_dir: str | Path, img_size: int = 128,
+    def __init__(self, root_dir: str | Path | pd.DataFrame, img_size: int = 128,
                  transform: Callable[[Tensor], Any] | None = None, labels: bool = False,
                  on_unreadable: OnUnreadable = "stop") -> None:
         self._films = RadiographFolder(root_dir, img_size, transform, on_unreadable)

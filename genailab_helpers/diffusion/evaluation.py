@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genailab_helpers.features import check_images, lite0_features
+from genailab_helpers.features import lite0_features
+from genailab_helpers.radiographs import check_images
 from genailab_helpers.statistics import Interval
 
 COPY_BOUND = 0.5  # on two real sets disguised copies lie at 0.06 to 0.40, the plain mean of all films at 0.79

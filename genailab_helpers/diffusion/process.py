@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genailab_helpers.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.storage import load_checkpoint, load_weights, save_checkpoint
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 80.0  # Karras et al. 2022 end at 0.002, a quarter of a grey level of 8 bits
 NOISE_MEAN, NOISE_STD = -1.6, 1.2  # of log sigma in training; strong noise is the linear estimate's affair

@@ -19,10 +19,16 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
 
-from genailab_helpers.devices import choose_device, join_processes
+from genailab_helpers.checkpoints import (
+    choose_device,
+    first_difference,
+    join_processes,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import NOISE_MEAN, NOISE_STD, WEIGHTS, Denoiser, add_noise
-from genailab_helpers.storage import first_difference, load_checkpoint, load_weights, save_checkpoint
 
 EMA_SHARPNESS = 12.0  # the average looks back over about a thirteenth of the training
 UNTOLD = 0.1  # share of images whose label is withheld, so that guidance has an estimate without label

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from genailab_helpers.classification import metrics
-from genailab_helpers.datasets.manifests import film_hashes
+from genailab_helpers.datasets.index import image_hashes
 from genailab_helpers.lessons.exercises import NotSolved, expect_close, self_check
 
 
@@ -59,8 +59,8 @@ def leaked(leaked: Any) -> None:
     """How many films a generator has seen."""
     films = torch.rand((12, 1, 16, 16), generator=torch.Generator().manual_seed(54)) * 2 - 1
     for n_seen in (0, 5):
-        manifest = film_hashes(films[:6])
+        manifest = image_hashes(films[:6])
         got = leaked(manifest, films[6 - n_seen:])
         expect_close(got, n_seen, f"the number of films seen, where {n_seen} were")
     twice = torch.cat([films[:1], films[:1]])
-    expect_close(leaked(film_hashes(films), twice), 2, "the number of films seen, where one film comes twice")
+    expect_close(leaked(image_hashes(films), twice), 2, "the number of images seen, where one comes twice")

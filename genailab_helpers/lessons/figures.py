@@ -18,6 +18,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from genailab_helpers.datasets.shortcuts import ShortcutReport
+
 PIXELS_PER_INCH = 144  # one and a half times a browser's 96: crisp on dense screens, still small
 FONT_SIZE = 10  # points
 
@@ -209,3 +211,24 @@ def _veil(mask: Tensor, colour: tuple[float, float, float]) -> np.ndarray:
     veil = np.zeros((*mask.shape, 4))
     veil[mask.cpu().numpy()] = (*to_rgb(colour), 0.45)
     return veil
+
+
+def shortcut_figure(report: ShortcutReport) -> Figure:
+    """Draw accuracy and interval of every row of an audit against chance; shortcuts are filled squares."""
+    fig, axis = plt.subplots(figsize=(7.2, 1.3 + 0.38 * len(report.rows)))
+    for place, row in enumerate(report.rows):
+        value, low, high = row.score[:3]
+        colour, marker = ("#d55e00", "s") if row.flagged else ("#0072b2", "o")
+        axis.errorbar(value, place, xerr=[[value - low], [high - value]], color=colour, marker=marker,
+                      markersize=7, markerfacecolor=colour if row.flagged else "white", capsize=3)
+        axis.annotate("shortcut" if row.flagged else "", (high, place), (6, 0), color=colour,
+                      textcoords="offset points", va="center")
+    axis.axvline(report.rows[0].chance, color="0.35", linestyle="--")
+    axis.annotate("chance", (report.rows[0].chance, 1), (4, 3), xycoords=("data", "axes fraction"),
+                  textcoords="offset points", color="0.25")
+    axis.set_yticks(range(len(report.rows)), [row.name for row in report.rows])
+    axis.set(ylim=(len(report.rows) - 0.5, -0.5), xlabel="accuracy with 95 % interval")
+    axis.set_xlim(right=max(1.02, *(row.score.high + 0.16 * row.flagged for row in report.rows)))
+    axis.set_title(f"Which class? What a tiny model tells from parts of {report.n_images} images",
+                   pad=18, loc="right")
+    return fig

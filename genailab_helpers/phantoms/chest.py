@@ -215,7 +215,7 @@ HOSPITALS = {
 
 
 def sample_hospital(n_samples: int, hospital: str | Hospital, seed: int = 0) -> ChestAnatomy:
-    """Draw the patients of a hospital; parameters and errors as in `sample_chests`.
+    """Draw the patients of a hospital, others than those of another hospital; else as `sample_chests`.
 
     Parameters
     ----------
@@ -231,6 +231,7 @@ def sample_hospital(n_samples: int, hospital: str | Hospital, seed: int = 0) -> 
     if isinstance(hospital, str):
         if hospital not in HOSPITALS:
             raise ValueError(f"hospital={hospital!r}: expected one of {', '.join(HOSPITALS)}, or a Hospital")
+        seed += 1_000_000 * list(HOSPITALS).index(hospital)  # nobody is a patient of two hospitals
         hospital = HOSPITALS[hospital]
     chests = sample_chests(n_samples, seed, hospital.finding, hospital.confounders)
     return chests.changed(**{name: getattr(chests, name) + by for name, by in hospital.shifts.items()})

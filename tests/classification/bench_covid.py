@@ -20,6 +20,7 @@ from recording import Row, measure_all, rounded, write_table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from genailab_helpers.checkpoints import load_checkpoint, whole_file
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.explanation import grad_cam, pointing_game, randomise_weights, widen
 from genailab_helpers.classification.training import (
@@ -28,7 +29,7 @@ from genailab_helpers.classification.training import (
     save_classifier,
     train_classifier,
 )
-from genailab_helpers.datasets.manifests import check_manifest, film_hashes
+from genailab_helpers.datasets.index import check_manifest, image_hashes
 from genailab_helpers.diffusion.evaluation import evaluate
 from genailab_helpers.diffusion.process import load_denoiser, save_denoiser
 from genailab_helpers.diffusion.sampling import generate
@@ -42,7 +43,6 @@ from genailab_helpers.phantoms.chest import (
     sample_chests,
     sample_hospital,
 )
-from genailab_helpers.storage import load_checkpoint, whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE, ROWS = ROOT / "data/samples/covid_table.json", ROOT / "build/covid_rows"
@@ -287,7 +287,7 @@ def train_generator(replicate: int) -> None:
     denoiser, _ = train_image_diffusion(
         DataLoader(films, batch_size=16, shuffle=True, drop_last=True), IMG_SIZE, n_steps=GENERATOR_STEPS,
         seed=replicate, checkpoint=ROWS / f"generator_{replicate}_training.safetensors", progress=False)
-    save_denoiser(generator_file(replicate), denoiser, {"manifest": film_hashes(films.tensors[0])})
+    save_denoiser(generator_file(replicate), denoiser, {"manifest": image_hashes(films.tensors[0])})
 
 
 def make_films(replicate: int) -> None:

@@ -27,6 +27,7 @@ from torch.utils.data import Subset
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.training import train_classifier
 from genailab_helpers.datasets.folders import RadiographFolder
+from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.preparation import preprocess
 from genailab_helpers.datasets.shortcuts import ShortcutReport, audit_shortcuts
 from genailab_helpers.features import lite0_features
@@ -67,7 +68,7 @@ def covid() -> RadiographFolder:
     """Cut the films to squares of one size, once, and read them."""
     squares = ROWS / "covid_1125"
     if not squares.exists():
-        preprocess(data() / "covid_1125", squares, IMG_SIZE, "crop")
+        preprocess(index_images(data() / "covid_1125"), squares, IMG_SIZE, "crop")
     return RadiographFolder(squares, IMG_SIZE)
 
 
@@ -153,9 +154,9 @@ def report_covid(rows: list[Row], seed: int) -> dict[str, tuple[metrics.Score, m
     return scores
 
 
-def audit(folder: Path, properties: Path | None = None, classes: list[str] | None = None) -> ShortcutReport:
+def audit(folder: Path, classes: list[str] | None = None) -> ShortcutReport:
     """Ask what tells the classes apart without any anatomy."""
-    report = audit_shortcuts(folder, properties, classes=classes)
+    report = audit_shortcuts(index_images(folder), classes=classes)
     print(f"\n{report}")
     return report
 
@@ -169,15 +170,14 @@ def main() -> int:
     covid()
     rows = measure_all(measure, [(Whole(), SEED), *((Fold(k), SEED) for k in range(N_FOLDS))], ROWS)
     minutes = (time.monotonic() - started) / 60
-    properties = data() / "covid_1125_original_files.csv"
     views = report_covid(rows[1:], SEED)
     found = dict(zip(BARS, views[TUNED], strict=False))
-    audit(data() / "covid_1125", properties)
-    alone = audit(data() / "covid_1125", properties, ["COVID", "Normal"]).rows[0]
+    audit(data() / "covid_1125")
+    alone = audit(data() / "covid_1125", ["COVID", "Normal"]).rows[0]
     whole, blacked = (views[FROZEN + name][1].value for name in ("whole film", "centre 75 % blacked"))
     tuned = views[TUNED][1].value
     verdict = (f"VERDICT: the network tells COVID from Normal with balanced accuracy {tuned:.3f}. The "
-               "properties of the original file, which show no lung, do so with accuracy "
+               "properties of the file, which show no lung, do so with accuracy "
                f"{alone.score.value:.3f}; a simpler model reaches {whole:.3f} on whole films, {blacked:.3f} "
                "without their centre (chance .5).")
     if min(alone.score.low, blacked) > 0.75:

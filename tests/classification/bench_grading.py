@@ -31,7 +31,7 @@ from genailab_helpers.classification.training import (
     save_classifier,
     train_classifier,
 )
-from genailab_helpers.datasets.catalog import GRADES
+from genailab_helpers.datasets.names import GRADES
 from genailab_helpers.phantoms.spine import (
     SIGNS,
     SpineAnatomy,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from genailab_helpers.storage import whole_file
+from genailab_helpers.checkpoints import whole_file
 
 N_PROCESSES = 2
 

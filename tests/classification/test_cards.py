@@ -15,8 +15,8 @@ from torch.utils.data import Subset
 from genailab_helpers.classification.cards import Judgement, judge, model_card
 from genailab_helpers.classification.ordinal import LOSSES
 from genailab_helpers.classification.training import Classifier, Epoch, TrainingResult
-from genailab_helpers.datasets.catalog import GRADES
 from genailab_helpers.datasets.folders import RadiographFolder
+from genailab_helpers.datasets.names import GRADES
 
 N_FILMS = {"train": (9, 6), "val": (4, 4), "test": (5, 7)}  # of the dark and of the bright class
 

@@ -104,9 +104,9 @@ def test_confounders_lie_where_the_arm_says(bench: ModuleType) -> None:
 
 def test_generators_saw_training_films_alone(bench: ModuleType) -> None:
     """The three parts of a replicate share no film, and no replicate shares one with another or with test."""
-    hashes = [set(bench.film_hashes(bench.originals(part, replicate).tensors[0]))
+    hashes = [set(bench.image_hashes(bench.originals(part, replicate).tensors[0]))
               for replicate in range(bench.N_REPLICATES) for part in ("train", "val")]
-    hashes.append(set(bench.film_hashes(bench.originals("test").tensors[0])))
+    hashes.append(set(bench.image_hashes(bench.originals("test").tensors[0])))
     assert len(set.union(*hashes)) == sum(map(len, hashes))
 
 

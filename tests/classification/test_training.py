@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from genailab_helpers.checkpoints import load_checkpoint, save_checkpoint
 from genailab_helpers.classification import metrics, training
 from genailab_helpers.classification.ordinal import LOSSES
 from genailab_helpers.classification.training import (
@@ -23,7 +24,6 @@ from genailab_helpers.classification.training import (
 )
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.radiographs import read_radiograph
-from genailab_helpers.storage import load_checkpoint, save_checkpoint
 
 LEVELS = ("dark", "dim", "bright")
 

@@ -6,16 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from genailab_helpers import datasets
 from genailab_helpers.commands import main
-from genailab_helpers.datasets import catalog
-from genailab_helpers.datasets.folders import index_films
+from genailab_helpers.datasets import download
+from genailab_helpers.datasets.folders import RadiographFolder
+from genailab_helpers.datasets.index import index_images
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 def raw(run: Run) -> Path:
     """20 films each of healthy and severe spines, two of each patient, in a raw tree with a stray file."""
     for i in range(40):
-        path = Path("raw", ("Healthy", "grade 4")[i // 20], f"case{i // 2:03}_{i}.png")
+        path = Path("raw", ("grade 0", "grade 4")[i // 20], f"case{i // 2:03}_{i}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 30), dtype=np.uint8)).save(path)
     Path("raw", "notes.txt").write_text("no film")
@@ -53,17 +52,17 @@ def test_from_raw_films_to_labels(run: Run, raw: Path) -> None:
     status, out, _ = run("organize", "--input", "raw", "--output", "organized")
     assert status == 0
     assert "grade_4" in out
-    assert "left out, not a film (1): notes.txt" in out
+    assert "left out, not an image (1): notes.txt" in out
     assert run("preprocess", "--input", "organized", "--output", "grey", "--img-size", "32")[0] == 0
     status, out, _ = run("split", "--input", "grey", "--output", "dataset",
-                         "--ratios", "0.6,0.2,0.2")
+                         "--ratios", "0.6,0.2,0.2", "--replace")
     assert status == 0
     assert "pairs of near duplicates (0)" in out  # they are noise, each of its own
-    films = index_films("dataset")
-    assert Counter((film.label, film.split) for film in films) == {
+    images = index_images("dataset")
+    assert Counter(zip(images["class"], images["split"], strict=True)) == {
         (grade, part): n for grade in ("grade_0", "grade_4")
         for part, n in (("train", 12), ("val", 4), ("test", 4))}
-    assert len({(film.patient, film.split) for film in films}) == 20
+    assert len(set(zip(images["patient"], images["split"], strict=True))) == 20
     assert " 12  60.0%" in out
     status, out, _ = run("label", "--input", "dataset")
     assert status == 0
@@ -120,37 +119,45 @@ def test_bad_input_ends_in_one_line_and_status_two(
     assert [path.name for path in Path().iterdir()] == ["raw"]
 
 
-@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
-def test_verify_prints_writes_and_ends_by_the_report(
-        run: Run, monkeypatch: pytest.MonkeyPatch, ok: bool, status: int) -> None:
-    asked = []
+def test_verify_prints_writes_and_ends_by_the_report(run: Run, raw: Path) -> None:
+    Path("t.csv").write_text("file,patient\ncase000_0.png,a\nabsent.png,b\n")
+    for status, says, options in ((0, "20 patients told by the file name", ["--classes", "grade 0, grade 4"]),
+                                  (1, "by the pattern", ["--table", "t.csv", "--patient-pattern", r"_\d"])):
+        found, out, _ = run("verify", "raw", "--json", "sub/report.json", *options)
+        assert found == status
+        assert says in out
+        assert json.loads(Path("sub/report.json").read_text())["ok"] == (status == 0)
+        assert ("t.csv names 1 image that the folder does not hold" in out) == (status == 1)
+        assert ("No image of grade_1" in out) == (status == 1)
 
-    class Report:
-        def __init__(self) -> None:
-            self.ok = ok
 
-        def __str__(self) -> str:
-            return "the report"
+def test_the_cache_says_its_size_and_is_emptied(run: Run, raw: Path, tmp_path: Path) -> None:
+    def files() -> list[Path]:
+        return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
-        def to_json(self) -> str:
-            return '{"findings": []}'
+    RadiographFolder(raw, 160)
+    assert files()
+    assert run("cache")[1] == f"{tmp_path / 'cache'}: 1 MB\n"
+    assert files()
+    assert run("cache", "--clear")[0] == 0
+    assert not files()
+    assert len(RadiographFolder(raw, 160)) == 40  # it can be deleted at any time
 
-    def audit_folder(*arguments: object) -> Report:
-        asked.append(arguments)
-        return Report()
 
-    stand_in = SimpleNamespace(audit_folder=audit_folder)
-    monkeypatch.setitem(sys.modules, "genailab_helpers.datasets.audit", stand_in)
-    monkeypatch.setattr(datasets, "audit", stand_in, raising=False)
-    assert run("verify", "films", "--table", "t.csv", "--json", "sub/report.json", "--patient-pattern", "p",
-               "--classes", "A, B") == (status, "the report\n", "")
-    assert asked == [(Path("films"), Path("t.csv"), ["A", "B"], "p")]
-    assert json.loads(Path("sub/report.json").read_text()) == {"findings": []}
+def test_a_tilde_is_the_home_folder_and_no_foreign_file_is_overwritten(
+        run: Run, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.json").write_text("{}")
+    for option in (["--json=~/mine.json"], ["--json", "~/mine.json"]):
+        status, _, err = run("verify", "raw", *option)
+        assert status == 2
+        assert f"{tmp_path / 'mine.json'}: exists and is no report" in err
+    assert (tmp_path / "mine.json").read_text() == "{}"
 
 
 def test_download_and_cards_hand_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "download", lambda *arguments: f"download {arguments}", raising=False)
-    monkeypatch.setattr(catalog, "cards", lambda *arguments: f"cards {arguments}", raising=False)
+    monkeypatch.setattr(download, "download", lambda *arguments: f"download {arguments}", raising=False)
+    monkeypatch.setattr(download, "cards", lambda *arguments: f"cards {arguments}", raising=False)
     assert run("download", "covid", "--output", "x")[1] == f"download {('covid', Path('x'), None)}\n"
     assert run("download", "--kaggle", "a/b", "--output", "x")[1] == f"download {(None, Path('x'), 'a/b')}\n"
     assert run("cards", "covid")[1] == "cards ('covid',)\n"

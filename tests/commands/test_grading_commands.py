@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from genailab_helpers.checkpoints import load_checkpoint, save_checkpoint
 from genailab_helpers.commands import main
-from genailab_helpers.datasets.catalog import GRADES
-from genailab_helpers.storage import load_checkpoint, save_checkpoint
+from genailab_helpers.datasets.names import GRADES
 
 N_FILMS = {"train": 60, "val": 20, "test": 40}
 QUICK = ("--backbone", "small_cnn", "--img-size", 32, "--n-epochs", 1)
@@ -130,13 +130,15 @@ def test_val_is_taken_from_train_by_patient(graded: Path, tmp_path: Path,
     assert "chosen on these films" in said
 
 
-def test_grades_without_signal_get_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_signal_was_not_shown_the_score_says_so(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_films(tmp_path / "data" / "train", 60, 1, learnable=False)
     write_films(tmp_path / "data" / "val", 20, 2, learnable=False)
     said = run(capsys, "train", "grader", "--data", tmp_path / "data", "--output", tmp_path / "run", *QUICK)
-    assert "The labels carry no signal" in said
-    assert "No score is shown" in said
-    assert "qwk" not in said
+    assert "The labels were not shown to carry signal, nor to carry none" in " ".join(said.split())
+    verdict = "THAT THE LABELS CAN BE LEARNED AT ALL WAS NOT SHOWN"
+    assert verdict in " ".join(said.split("HEADLINE: ")[1].split())
+    assert verdict in (tmp_path / "run" / "model_card.md").read_text()
     assert "Not for diagnosis" in said
 
 
@@ -164,7 +166,7 @@ def test_a_grade_without_films_is_one_line(fault: str, graded: Path, tmp_path: P
         film.write_bytes(film.read_bytes()[:60])
     line = complaint(capsys, "train", "grader", "--data", folder.parents[1], "--output", tmp_path / "run")
     count = 1 if fault == "one" else 0
-    assert f"{folder.parent}: {count} readable films of grade_3; expected at least 2 of each grade" in line
+    assert f"{folder.parents[1]}: {count} readable images of grade_3 in train; expected at least 2" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -175,7 +177,7 @@ def test_a_grade_of_one_film_is_refused_before_train_is_split(graded: Path, tmp_
         film.unlink()
     for root in (data, data.parent):  # with and without a folder train
         line = complaint(capsys, "train", "grader", "--data", root, "--output", tmp_path / "run", *LONGER)
-        assert f"{data}: 1 readable films of grade_4" in line
+        assert f"{root}: 1 readable images of grade_4 in train" in line
 
 
 def test_other_bad_input_is_one_line(graded: Path, tmp_path: Path,
@@ -185,7 +187,7 @@ def test_other_bad_input_is_one_line(graded: Path, tmp_path: Path,
 
     assert "no such folder" in train("--data", tmp_path / "absent")
     copy(graded, tmp_path / "untrained", "val", "test")
-    assert "expected a folder train, too" in train("--data", tmp_path / "untrained")
+    assert "found only val/, test/; expected train/" in train("--data", tmp_path / "untrained")
     chests = tmp_path / "chests"
     shutil.copytree(graded / "train" / "grade_0", chests / "Normal")
     shutil.copytree(graded / "train" / "grade_1", chests / "COVID")
@@ -223,5 +225,5 @@ def test_patients_on_both_sides_are_refused_by_name(graded: Path, tmp_path: Path
     left = next((data / "train" / "grade_2").iterdir())
     shutil.copy(left, data / "val" / "grade_2" / left.name.replace("L.", "R."))  # the other knee
     line = complaint(capsys, "train", "grader", "--data", data, "--output", tmp_path / "run", *QUICK)
-    assert f"films of 1 patients ({left.stem[:-1]}) lie in several of its parts" in line
+    assert f"the images of 1 patients ({left.stem[:-1]}) lie in several of its parts" in line
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,8 @@ def clone(tmp_path: Path) -> Path:
     (folder / "tests").mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    (folder / ".venv" / ".made").touch()
+    for made in (".made", ".made-test", ".made-bench"):
+        (folder / ".venv" / made).touch()
     return folder
 
 
@@ -47,7 +48,8 @@ def test_the_environment_is_made_again_when_its_files_change(clone: Path) -> Non
     for name in ("pyproject.toml", "constraints.txt"):
         later = (clone / ".venv" / ".made").stat().st_mtime + 10
         os.utime(clone / name, (later, later))
-        assert 'pip install -e ".[test]" -c constraints.txt' in make(clone, "-n", "run").stdout
+        assert "pip install -c constraints.txt -e .\n" in make(clone, "-n", "run", "UV=").stdout
+        assert 'pip install -c constraints.txt -e ".[test]"\n' in make(clone, "-n", "test", "UV=").stdout
         os.utime(clone / name, (later - 100, later - 100))
 
 
@@ -79,8 +81,12 @@ def test_real_films_are_found_beside_the_clone(clone: Path) -> None:
     assert "films: elsewhere.\n" in make(clone, "test-slow", GENAILAB_REAL_DATA="elsewhere").stdout
 
 
+def test_tests_have_a_cache_of_their_own(clone: Path) -> None:
+    script(clone / ".venv" / "bin" / "python", 'echo "cache: $GENAILAB_CACHE."')
+    assert f"cache: {clone / 'build/cache'}.\n" in make(clone, "test-slow", GENAILAB_CACHE="elsewhere").stdout
+
+
 def test_bench_runs_every_script_also_after_a_failure(clone: Path) -> None:
-    (clone / ".venv" / ".made-bench").touch()
     (clone / "tests" / "room").mkdir()
     for name in ("tests/bench_a.py", "tests/room/bench_b.py", "tests/test_c.py"):
         (clone / name).touch()

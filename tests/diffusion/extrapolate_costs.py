@@ -20,7 +20,7 @@ import torch
 from compare_peers import machine
 
 from genailab_helpers.diffusion.training import train_image_diffusion
-from genailab_helpers.storage import whole_file
+from genailab_helpers.checkpoints import whole_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (64, 128, 256)

@@ -17,13 +17,13 @@ from genailab_helpers.phantoms.chest import FINDINGS
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A root with train and test, two classes each; the grey of a film tells which it is."""
+    """A root with train and test, two classes each; the grey of an image tells which it is."""
     for i, (split, name) in enumerate([("train", "NORMAL"), ("train", "PNEUMONIA"), ("test", "NORMAL"),
                                        ("test", "PNEUMONIA")]):
         folder = tmp_path / "chest_xray" / split / name
         folder.mkdir(parents=True)
         for k in range(3):
-            Image.new("L", (40, 40), 60 * i + 10 * k).save(folder / f"film{i}{k}.png")
+            Image.new("L", (40, 40), 60 * i + 10 * k).save(folder / f"image{i}{k}.png")
     return tmp_path / "chest_xray"
 
 
@@ -60,13 +60,13 @@ def test_synthetic_prefix_and_seed() -> None:
 
 
 def test_synthetic_labels_and_transform() -> None:
-    dataset = SyntheticXRayDataset(20, 32, transform=lambda film: -film, labels=True)
+    dataset = SyntheticXRayDataset(20, 32, transform=lambda image: -image, labels=True)
     plain = SyntheticXRayDataset(20, 32, labels=True)
     assert dataset.classes == list(FINDINGS)
     assert len(set(dataset.targets)) > 2
     for i in range(20):
-        film, target = dataset[i]
-        assert torch.equal(film, -plain[i][0])
+        image, target = dataset[i]
+        assert torch.equal(image, -plain[i][0])
         assert target == dataset.targets[i]
 
 
@@ -100,9 +100,9 @@ def test_chest_tree(tree: Path) -> None:
     dataset = ChestXRayDataset(tree / "train", 32, labels=True)
     assert len(dataset) == 6
     assert len(dataset.classes) == 2
-    for film, target in (dataset[i] for i in range(6)):
-        # films of the second folder start at grey 60
-        second = float(film.mean()) >= 2 * 60 / 255 - 1.001
+    for image, target in (dataset[i] for i in range(6)):
+        # images of the second folder start at grey 60
+        second = float(image.mean()) >= 2 * 60 / 255 - 1.001
         assert dataset.classes[target] == ("Pneumonia" if second else "Normal")
 
 
@@ -138,9 +138,9 @@ def test_the_recipe_to_add_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(datasets._DATASETS, "fading", FadingDataset)
     dataset = get_dataset("fading", n_samples=4, img_size=32)
-    film = dataset[3]
-    assert film.shape == (1, 32, 32)
-    assert film.dtype == torch.float32
-    assert film.abs().max() <= 1
+    image = dataset[3]
+    assert image.shape == (1, 32, 32)
+    assert image.dtype == torch.float32
+    assert image.abs().max() <= 1
     with pytest.raises(ValueError, match="synthetic, chest_xray, fading"):
         get_dataset("mri")

@@ -32,8 +32,8 @@ def computed(monkeypatch):
     return counts
 
 
-def films(n, img_size=48, seed=0):
-    """Smooth random images: like films, most of their power is in low frequencies."""
+def smooth_images(n, img_size=48, seed=0):
+    """Random images that, like radiographs, have most of their power in low frequencies."""
     noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, img_size, mode="bicubic").tanh()
 
@@ -67,7 +67,7 @@ def walk_through_the_network(images, side):
 
 
 def test_the_features_are_those_of_the_network_written_out():
-    images = films(5)
+    images = smooth_images(5)
     expected = walk_through_the_network(images, 128)
     got = lite0_features(images)
     assert got.shape == (5, 1280)
@@ -82,13 +82,13 @@ def test_the_features_are_those_of_the_agreed_protocol(real_data):
     spec = importlib.util.spec_from_file_location("fidelity_protocol", file)
     protocol = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(protocol)
-    images = films(6, 100)
+    images = smooth_images(6, 100)
     expected = protocol.features(images)
     assert np.linalg.norm(lite0_features(images) - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 def test_an_image_seen_before_is_not_computed_again(computed):
-    images = films(7)
+    images = smooth_images(7)
     first = lite0_features(images[:4])
     assert sum(computed) == 4
     grown = lite0_features(images)
@@ -100,7 +100,7 @@ def test_an_image_seen_before_is_not_computed_again(computed):
 
 
 def test_another_pixel_side_or_shape_is_another_image(computed):
-    image = films(1)
+    image = smooth_images(1)
     lite0_features(image)
     changed = image.clone()
     changed[0, 0, 5, 5] = -changed[0, 0, 5, 5]
@@ -119,7 +119,7 @@ def test_another_pixel_side_or_shape_is_another_image(computed):
     lambda file: np.save(file, np.array([print] * 1280), allow_pickle=True),
 ], ids=["cut short", "empty", "text", "shape", "NaN", "pickle"])
 def test_a_damaged_cache_entry_is_computed_again_and_mended(damage, cache, computed):
-    image = films(1)
+    image = smooth_images(1)
     first = lite0_features(image)
     (file,) = cache.rglob("*.npy")
     damage(file)
@@ -129,18 +129,18 @@ def test_a_damaged_cache_entry_is_computed_again_and_mended(damage, cache, compu
 
 
 def test_without_the_cache_nothing_is_written(cache):
-    lite0_features(films(1), cache=False)
+    lite0_features(smooth_images(1), cache=False)
     assert not list(cache.iterdir())
 
 
 def test_the_batch_size_changes_no_feature():
-    images = films(5)
+    images = smooth_images(5)
     whole = lite0_features(images, cache=False)
     assert np.allclose(lite0_features(images, batch_size=2, cache=False), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_random_state_and_input_stay_as_they_were():
-    images = films(2)
+    images = smooth_images(2)
     before, state = images.clone(), torch.get_rng_state()
     features.lite0_network.cache_clear()
     lite0_features(images)
@@ -149,7 +149,7 @@ def test_random_state_and_input_stay_as_they_were():
 
 
 def test_the_probe_is_the_image_at_32_pixels():
-    small = films(3, 32)
+    small = smooth_images(3, 32)
     assert np.array_equal(probe_features(small), small.flatten(1).double().numpy())
     blocks = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
     inner = probe_features(blocks).reshape(3, 32, 32)
@@ -173,22 +173,22 @@ def test_the_probe_averages_what_it_cannot_show():
     (torch.zeros(0, 1, 32, 32), r"\(0, 1, 32, 32\)"),
 ])
 @pytest.mark.parametrize("describe", [lite0_features, probe_features])
-def test_what_is_no_batch_of_films_is_refused(describe, images, message):
+def test_what_is_no_batch_of_images_is_refused(describe, images, message):
     with pytest.raises(ValueError, match=message):
         describe(images)
 
 
 def test_local_contrast_hides_exposure_and_keeps_detail():
     generator = torch.Generator().manual_seed(3)
-    film = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16, generator=generator), 64, mode="bicubic")
-    film = film.clamp(0, 1) - 0.5
-    even, darker = features.local_contrast(film), features.local_contrast(film * 0.5 - 0.2)
-    assert even.shape == film.shape
+    image = F.interpolate(torch.rand(1, 1, 16, 16, generator=generator), 64, mode="bicubic")
+    image = image.clamp(0, 1) - 0.5
+    even, darker = features.local_contrast(image), features.local_contrast(image * 0.5 - 0.2)
+    assert even.shape == image.shape
     assert even.dtype == torch.float32
     assert even.abs().max() <= 1
     assert (even - darker).abs().mean() < 0.1 * even.abs().mean()
     ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64).contiguous()
     assert features.local_contrast(ramp)[..., 16:48].abs().max() < 0.05
-    assert torch.equal(features.local_contrast(torch.cat([film, ramp]))[:1], even)
+    assert torch.equal(features.local_contrast(torch.cat([image, ramp]))[:1], even)
     with pytest.raises(ValueError, match="shape"):
-        features.local_contrast(film[0])
+        features.local_contrast(image[0])

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import warnings
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -27,11 +27,12 @@ from genailab_helpers.radiographs import (
     read_radiograph,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not say how many bits it uses")
 HEIGHT, WIDTH = 60, 80
 
 
-def film(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Draw a smooth film in [0, 1] that no flip or turn leaves as it is, with pure black and pure white."""
+def pattern(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Make a smooth image in [0, 1] that no flip or turn leaves as it is, with pure black and pure white."""
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
     values = 0.2 + 0.5 * x * (1 - y) + 0.3 * np.exp(-40 * ((x - 0.3) ** 2 + (y - 0.2) ** 2))
     return (values - values.min()) / (values.max() - values.min())
@@ -46,23 +47,23 @@ def expected(values: np.ndarray) -> torch.Tensor:
 
 
 def assert_read(path: Path, unit: np.ndarray) -> None:
-    """Compare a film with its values in [0, 1]."""
+    """Compare an image with its values in [0, 1]."""
     torch.testing.assert_close(read_radiograph(path), expected(unit), atol=2e-6, rtol=0)
 
 
 # ---------------------------------------------------------------- formats, modes and depths
 
-GREY = Image.fromarray(bytes_of(film()))
+GREY = Image.fromarray(bytes_of(pattern()))
 
 
 def cmyk_with_black_ink_only() -> Image.Image:
-    ink = Image.fromarray(255 - bytes_of(film()))
+    ink = Image.fromarray(255 - bytes_of(pattern()))
     nothing = Image.new("L", ink.size, 0)
     return Image.merge("CMYK", (nothing, nothing, nothing, ink))
 
 
 def grey_palette() -> Image.Image:
-    image = Image.fromarray(255 - bytes_of(film())).convert("P")
+    image = Image.fromarray(255 - bytes_of(pattern())).convert("P")
     image.putpalette([level for level in range(255, -1, -1) for _ in "rgb"])  # index 0 is white
     return image
 
@@ -85,7 +86,7 @@ LOSSLESS = {
 @pytest.mark.parametrize("name", list(LOSSLESS))
 def test_lossless_files_are_read_to_the_bit(tmp_path, name):
     LOSSLESS[name].save(tmp_path / name)
-    assert_read(tmp_path / name, bytes_of(film()) / 255)
+    assert_read(tmp_path / name, bytes_of(pattern()) / 255)
 
 
 @pytest.mark.parametrize(("name", "image", "tolerance"), [
@@ -95,7 +96,7 @@ def test_lossless_files_are_read_to_the_bit(tmp_path, name):
 def test_lossy_files_are_read_nearly(tmp_path, name, image, tolerance):
     image.save(tmp_path / name, **({} if name.endswith("tif") else {"quality": 95}))
     read = read_radiograph(tmp_path / name)
-    assert (read - expected(film())).abs().max() < tolerance
+    assert (read - expected(pattern())).abs().max() < tolerance
 
 
 def test_colours_become_luma(tmp_path):
@@ -109,36 +110,72 @@ def test_colours_become_luma(tmp_path):
 
 def test_transparent_pixels_lie_on_black(tmp_path):
     for mode, pixel in (("LA", (200, 51)), ("RGBA", (200, 200, 200, 51))):
-        Image.new(mode, (20, 20), pixel).save(tmp_path / "film.png")
-        assert float(read_radiograph(tmp_path / "film.png").mean()) == pytest.approx(
+        Image.new(mode, (20, 20), pixel).save(tmp_path / "image.png")
+        assert float(read_radiograph(tmp_path / "image.png").mean()) == pytest.approx(
             2 * (200 * 51 / 255) / 255 - 1, abs=2 / 255)
     GREY.save(tmp_path / "keyed.png", transparency=255)  # one level of grey is declared transparent
-    keyed = bytes_of(film())
+    keyed = bytes_of(pattern())
     keyed[keyed == 255] = 0
     assert_read(tmp_path / "keyed.png", keyed / 255)
 
 
 def test_one_bit_is_black_and_white(tmp_path):
-    Image.fromarray(film() > 0.5).save(tmp_path / "mask.png")
-    assert_read(tmp_path / "mask.png", (film() > 0.5) * 1.0)
+    Image.fromarray(pattern() > 0.5).save(tmp_path / "mask.png")
+    assert_read(tmp_path / "mask.png", (pattern() > 0.5) * 1.0)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
-def test_deep_films_keep_their_scale_and_are_never_clipped(tmp_path, bits, suffix):
+def test_deep_images_keep_their_scale_and_are_never_clipped(tmp_path, bits, suffix):
     """The brightest pixel is at 80 % of the scale: more than the next smaller depth holds."""
-    pixels = np.round(0.8 * film() * (2**bits - 1)).astype(np.uint16)
+    pixels = np.round(0.8 * pattern() * (2**bits - 1)).astype(np.uint16)
     Image.fromarray(pixels).save(tmp_path / f"deep{suffix}")
-    assert_read(tmp_path / f"deep{suffix}", pixels / (2**bits - 1))
+    told = pytest.warns(UserWarning, match=rf"deep\{suffix}: .* {bits} were guessed .*: give bit_depth")
+    with told if bits < 16 else nullcontext():  # 16 bits are never too few
+        assert_read(tmp_path / f"deep{suffix}", pixels / (2**bits - 1))
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def save_with_significant_bits(path: Path, pixels: np.ndarray, bits: int) -> Path:
+    Image.fromarray(pixels).save(path)
+    content = path.read_bytes()  # the mark of a PNG and its header take 33 bytes
+    path.write_bytes(content[:33] + png_chunk(b"sBIT", bytes([bits])) + content[33:])
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dark_image_is_read_by_the_bits_that_its_file_or_its_data_set_says(tmp_path):
+    """At a fifth of 12 bits the brightest pixel fits into 10."""
+    dark = np.round(0.2 * pattern() * 4095).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.tif")
+    torch.testing.assert_close(read_radiograph(tmp_path / "dark.tif", bit_depth=12), expected(dark / 4095))
+    said = save_with_significant_bits(tmp_path / "said.png", dark, 12)
+    for bit_depth in (None, 10, 16):  # the file knows better than the set
+        torch.testing.assert_close(read_radiograph(said, bit_depth=bit_depth), expected(dark / 4095))
+    Image.fromarray(5 * dark).save(tmp_path / "bright.tif")  # brighter than the set: not clipped
+    read = read_radiograph(tmp_path / "bright.tif", bit_depth=10)
+    torch.testing.assert_close(read, expected(dark / dark.max()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_significant_bits_that_fill_the_sample_as_the_specification_of_png_asks(tmp_path):
+    """Section 11.3.2.7: samples are scaled to the full range of 16 bits, and sBIT is what they had before."""
+    for brightness in (0.8, 0.3):
+        twelve = np.round(brightness * pattern() * 4095).astype(np.uint16)
+        scaled = (twelve << 4) | (twelve >> 8)
+        assert_read(save_with_significant_bits(tmp_path / "full.png", scaled, 12), scaled / 65535)
 
 
 def test_big_endian_and_white_is_zero_tiffs(tmp_path):
-    pixels = np.round(film() * 65535).astype(np.uint16)
+    pixels = np.round(pattern() * 65535).astype(np.uint16)
     Image.fromarray(pixels.astype(">u2")).save(tmp_path / "big.tif")
     assert_read(tmp_path / "big.tif", pixels / 65535)
     white_is_zero = TiffImagePlugin.ImageFileDirectory_v2()
     white_is_zero[262] = 0
-    for depth, stored in (("16", pixels), ("8", bytes_of(film()))):
+    for depth, stored in (("16", pixels), ("8", bytes_of(pattern()))):
         Image.fromarray(stored).save(tmp_path / f"{depth}.tif", tiffinfo=white_is_zero)
         with Image.open(tmp_path / f"{depth}.tif") as image:
             assert image.getexif()[262] == 0
@@ -148,24 +185,25 @@ def test_big_endian_and_white_is_zero_tiffs(tmp_path):
 
 
 @pytest.mark.parametrize(("pixels", "unit"), [
-    (film().astype(np.float32), film()),
-    (0.5 * film().astype(np.float32), 0.5 * film()),
-    (2 * film().astype(np.float32) - 1, film()),
-    (1000 * film().astype(np.float32), film() * 1000 / 1023),
-    (-800 + 2000 * film().astype(np.float32), film()),
-    (np.round(film() * 4095).astype(np.int32), np.round(film() * 4095) / 4095),
-    (np.round(film() * 100000).astype(np.int32), np.round(film() * 100000) / 100000),
-    (np.round(film() * 3000 - 1000).astype(np.int32), np.round(film() * 3000) / 3000),
+    (pattern().astype(np.float32), pattern()),
+    (0.5 * pattern().astype(np.float32), 0.5 * pattern()),
+    (2 * pattern().astype(np.float32) - 1, pattern()),
+    (1.04 * pattern().astype(np.float32) - 0.02, (1.04 * pattern() - 0.02).clip(0, 1)),
+    (1000 * pattern().astype(np.float32), pattern() * 1000 / 1023),
+    (-800 + 2000 * pattern().astype(np.float32), pattern()),
+    (np.round(pattern() * 4095).astype(np.int32), np.round(pattern() * 4095) / 4095),
+    (np.round(pattern() * 100000).astype(np.int32), np.round(pattern() * 100000) / 100000),
+    (np.round(pattern() * 3000 - 1000).astype(np.int32), np.round(pattern() * 3000) / 3000),
     (np.full((20, 20), -7, np.int32), np.zeros((20, 20))),
     (np.ones((20, 20), np.uint16), np.full((20, 20), 1 / 255))],
-    ids=["unit", "dark unit", "signed unit", "float 10 bit", "float HU", "12 bit in 32", "deeper", "HU",
-         "flat", "nearly black"])
+    ids=["unit", "dark unit", "signed unit", "overshoot", "float 10 bit", "float HU", "12 bit in 32",
+         "deeper", "HU", "flat", "nearly black"])
 def test_floats_and_32_bit_integers(tmp_path, pixels, unit):
-    Image.fromarray(pixels).save(tmp_path / "film.tif")
-    assert_read(tmp_path / "film.tif", unit)
+    Image.fromarray(pixels).save(tmp_path / "image.tif")
+    assert_read(tmp_path / "image.tif", unit)
 
 
-def test_all_black_is_a_film(tmp_path):
+def test_all_black_is_an_image(tmp_path):
     for dtype in (np.uint8, np.uint16, np.float32):
         Image.fromarray(np.zeros((20, 30), dtype)).save(tmp_path / "black.tif")
         assert torch.equal(read_radiograph(tmp_path / "black.tif"), torch.full((1, 20, 30), -1.0))
@@ -175,31 +213,31 @@ def test_all_black_is_a_film(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
     """The stored pixels are turned by the inverse of what the tag asks for."""
-    upright = bytes_of(film())
+    upright = bytes_of(pattern())
     stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
               6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]
     exif = Image.Exif()
     exif[274] = orientation
     image = Image.fromarray(np.ascontiguousarray(stored)).convert("RGB")
-    image.save(tmp_path / f"film{suffix}", exif=exif, quality=95)
-    read = read_radiograph(tmp_path / f"film{suffix}")
+    image.save(tmp_path / f"image{suffix}", exif=exif, quality=95)
+    read = read_radiograph(tmp_path / f"image{suffix}")
     assert read.shape == (1, HEIGHT, WIDTH)
-    assert (read - expected(film())).abs().max() < 0.05
+    assert (read - expected(pattern())).abs().max() < 0.05
 
 
 # ---------------------------------------------------------------- size
 
 def test_resizing_is_that_of_torchvision(tmp_path):
-    """torchvision rounds an 8-bit film twice, along x and y, each time by up to half a level of 2 / 255."""
+    """torchvision rounds an 8-bit image twice, along x and y, each time by up to half a level of 2 / 255."""
     from torchvision.transforms import Resize
 
-    GREY.save(tmp_path / "film.png")
+    GREY.save(tmp_path / "image.png")
     theirs = np.asarray(Resize((32, 32))(GREY)) / 255
-    ours = read_radiograph(tmp_path / "film.png", 32)
+    ours = read_radiograph(tmp_path / "image.png", 32)
     assert (ours - expected(theirs)).abs().max() <= 2 * (2 / 255) / 2 + 1e-6
 
 
-def test_resizing_is_antialiased_and_deep_films_stay_deep(tmp_path):
+def test_resizing_is_antialiased_and_deep_images_stay_deep(tmp_path):
     stripes = np.zeros((320, 320), np.uint16)
     stripes[:, ::2] = 65535
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
@@ -210,8 +248,8 @@ def test_resizing_is_antialiased_and_deep_films_stay_deep(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_large_jpegs_in_draft_mode_differ_little_from_a_full_decode(tmp_path, orientation):
-    """1,306 px are no multiple of 8: the padding of the last block must not shift the film."""
-    big = Image.fromarray(bytes_of(film(1306, 1047)))
+    """1,306 px are no multiple of 8: the padding of the last block must not shift the image."""
+    big = Image.fromarray(bytes_of(pattern(1306, 1047)))
     exif = Image.Exif()
     exif[274] = orientation
     big.save(tmp_path / "big.jpg", quality=95, exif=exif)
@@ -224,7 +262,7 @@ def test_large_jpegs_in_draft_mode_differ_little_from_a_full_decode(tmp_path, or
 
 
 def test_draft_mode_decodes_a_fraction_at_least_twice_the_size(tmp_path, monkeypatch):
-    Image.fromarray(bytes_of(film(1600, 1600))).convert("RGB").save(tmp_path / "big.jpg")
+    Image.fromarray(bytes_of(pattern(1600, 1600))).convert("RGB").save(tmp_path / "big.jpg")
     decoded = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize",
@@ -236,8 +274,8 @@ def test_draft_mode_decodes_a_fraction_at_least_twice_the_size(tmp_path, monkeyp
 
 @pytest.mark.parametrize("img_size", [0, -1, 15, 3.5, 64.0, True, "64", [64]])
 def test_bad_img_size_is_one_clear_error(tmp_path, img_size):
-    GREY.save(tmp_path / "film.png")
-    for call in (lambda: read_radiograph(tmp_path / "film.png", img_size), lambda: check_img_size(img_size)):
+    GREY.save(tmp_path / "image.png")
+    for call in (lambda: read_radiograph(tmp_path / "image.png", img_size), lambda: check_img_size(img_size)):
         with pytest.raises(ValueError, match=r"^img_size=.*: expected a whole number of .*, at least 16$"):
             call()
 
@@ -255,31 +293,31 @@ def save_dicom(path: Path, pixels: np.ndarray | None, **tags: object) -> Path:
     pydicom = pytest.importorskip("pydicom", reason='DICOM tests need pip install "genailab-helpers[dicom]"')
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    film = pydicom.Dataset()
-    film.file_meta = pydicom.dataset.FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # CR image storage
-    film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    film.Modality, film.PhotometricInterpretation, film.SamplesPerPixel = "CR", "MONOCHROME2", 1
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # CR image storage
+    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
     if pixels is not None:
-        film.Rows, film.Columns = pixels.shape[:2]
-        film.BitsAllocated = film.BitsStored = 8 * pixels.dtype.itemsize
-        film.PixelRepresentation = int(pixels.dtype.kind == "i")
-        film.PixelData = pixels.tobytes()
+        data.Rows, data.Columns = pixels.shape[:2]
+        data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
+        data.PixelRepresentation = int(pixels.dtype.kind == "i")
+        data.PixelData = pixels.tobytes()
     for name, value in tags.items():
-        setattr(film, name, value)
-    film.HighBit = film.get("BitsStored", 8) - 1
-    film.save_as(path, enforce_file_format=True)
+        setattr(data, name, value)
+    data.HighBit = data.get("BitsStored", 8) - 1
+    data.save_as(path, enforce_file_format=True)
     return path
 
 
-TWELVE = np.round(film() * 4095).astype(np.uint16)
+TWELVE = np.round(pattern() * 4095).astype(np.uint16)
 
 
 @pytest.mark.parametrize(("pixels", "tags", "unit"), [
-    (bytes_of(film()), {}, bytes_of(film()) / 255),
+    (bytes_of(pattern()), {}, bytes_of(pattern()) / 255),
     (TWELVE, {"BitsStored": 12}, TWELVE / 4095),
-    (TWELVE // 2, {"BitsStored": 12}, (TWELVE // 2) / 4095),  # no stretching of a dark film
+    (TWELVE // 2, {"BitsStored": 12}, (TWELVE // 2) / 4095),  # no stretching of a dark image
     (TWELVE, {"BitsStored": 12, "PhotometricInterpretation": "MONOCHROME1"}, 1 - TWELVE / 4095),
     (TWELVE, {"BitsStored": 12, "RescaleSlope": "0.5", "RescaleIntercept": "-100"}, TWELVE / 4095),
     (TWELVE, {"BitsStored": 12, "RescaleSlope": "-1", "RescaleIntercept": "4095"}, 1 - TWELVE / 4095),
@@ -295,7 +333,7 @@ TWELVE = np.round(film() * 4095).astype(np.uint16)
 ], ids=["8 bit", "12 bit", "dark", "monochrome1", "rescale", "negative slope", "signed", "window",
         "first window", "sigmoid"])
 def test_dicom_scales(tmp_path, pixels, tags, unit):
-    assert_read(save_dicom(tmp_path / "film", pixels, **tags), unit)
+    assert_read(save_dicom(tmp_path / "image", pixels, **tags), unit)
 
 
 def test_dicom_table_comes_before_the_window(tmp_path):
@@ -304,9 +342,9 @@ def test_dicom_table_comes_before_the_window(tmp_path):
     table.LUTDescriptor = [256, 0, 12]
     table.LUTData = [4095 - 16 * level for level in range(256)]
     table["LUTData"].VR = "US"
-    path = save_dicom(tmp_path / "film.dcm", bytes_of(film()), VOILUTSequence=[table],
+    path = save_dicom(tmp_path / "image.dcm", bytes_of(pattern()), VOILUTSequence=[table],
                       WindowCenter=5, WindowWidth=3)
-    unit = (4095 - 16.0 * bytes_of(film())) / 4095
+    unit = (4095 - 16.0 * bytes_of(pattern())) / 4095
     assert_read(path, unit)
 
 
@@ -314,15 +352,15 @@ def test_dicom_is_told_from_its_mark_and_resized(tmp_path):
     path = save_dicom(tmp_path / "named.png", TWELVE, BitsStored=12)
     assert is_dicom(path)
     assert read_radiograph(path, 32).shape == (1, 32, 32)
-    GREY.save(tmp_path / "film.dcm", format="PNG")
-    assert not is_dicom(tmp_path / "film.dcm")
-    assert read_radiograph(tmp_path / "film.dcm").shape == (1, HEIGHT, WIDTH)
+    GREY.save(tmp_path / "image.dcm", format="PNG")
+    assert not is_dicom(tmp_path / "image.dcm")
+    assert read_radiograph(tmp_path / "image.dcm").shape == (1, HEIGHT, WIDTH)
 
 
 def test_jpeg_2000_in_dicom(tmp_path):
     pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
     pydicom = pytest.importorskip("pydicom")
-    path = save_dicom(tmp_path / "film.dcm", TWELVE, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
+    path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
     compressed = pydicom.dcmread(path)
     compressed.compress(pydicom.uid.JPEG2000Lossless)
     compressed.save_as(path)
@@ -334,23 +372,23 @@ def test_jpeg_2000_in_dicom(tmp_path):
     (None, {}, "DICOM without pixels"),
     (TWELVE, {"Modality": "US"}, "DICOM of modality US; expected one such as CR or DX"),
     (TWELVE, {"Modality": "MR"}, "DICOM of modality MR"),
-    (np.stack([bytes_of(film())] * 3, -1),
+    (np.stack([bytes_of(pattern())] * 3, -1),
      {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0},
      "DICOM with RGB pixels; expected grey ones"),
-    (TWELVE, {"NumberOfFrames": 7}, "DICOM with 7 frames; expected a single film"),
+    (TWELVE, {"NumberOfFrames": 7}, "DICOM with 7 frames; expected a single"),
     (TWELVE, {"PixelData": TWELVE.tobytes()[:-2000]}, "damaged or incomplete"),
     (TWELVE, {"RescaleSlope": "0", "RescaleIntercept": "5"}, "its grey scale has no width"),
     (TWELVE[:8], {}, "80 x 8 px; a radiograph has at least 16 px a side")])
 def test_dicom_that_is_no_radiograph(tmp_path, pixels, tags, reason):
-    path = save_dicom(tmp_path / "film.dcm", pixels, **tags)
-    with pytest.raises(UnreadableRadiographError, match="film.dcm: .*" + reason):
+    path = save_dicom(tmp_path / "image.dcm", pixels, **tags)
+    with pytest.raises(UnreadableRadiographError, match="image.dcm: .*" + reason):
         read_radiograph(path)
 
 
 @pytest.mark.parametrize(("package", "compressed"), [("pydicom", False), ("pylibjpeg", True)])
 def test_a_missing_extra_says_what_brings_it(tmp_path, package, compressed):
     """In a fresh process in which the package cannot be imported (nor Pillow's JPEG 2000 decoder used)."""
-    path = save_dicom(tmp_path / "film.dcm", TWELVE, BitsStored=12)
+    path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12)
     if compressed:
         pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
         import pydicom
@@ -386,21 +424,17 @@ def stored(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png() -> bytes:
-    return stored(Image.fromarray(bytes_of(film(300, 300))), "PNG")
+    return stored(Image.fromarray(bytes_of(pattern(300, 300))), "PNG")
 
 
 def jpeg() -> bytes:
-    return stored(Image.fromarray(bytes_of(film(600, 600))), "JPEG", quality=95)
+    return stored(Image.fromarray(bytes_of(pattern(600, 600))), "JPEG", quality=95)
 
 
 def png_with_bad_sum() -> bytes:
     content = bytearray(png())
     content[len(content) // 2] ^= 0xFF
     return bytes(content)
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def bomb() -> bytes:
@@ -415,12 +449,12 @@ def small(width: int, height: int) -> bytes:
 
 
 def tiff_cut_short() -> bytes:
-    content = stored(Image.fromarray(bytes_of(film(200, 200))), "TIFF", compression="tiff_lzw")
+    content = stored(Image.fromarray(bytes_of(pattern(200, 200))), "TIFF", compression="tiff_lzw")
     return content[:200] + bytes(400) + content[600:]
 
 
 def float_tiff_with_nan() -> bytes:
-    values = film().astype(np.float32)
+    values = pattern().astype(np.float32)
     values[3, 3] = np.nan
     return stored(Image.fromarray(values), "TIFF")
 
@@ -429,7 +463,7 @@ BROKEN = {
     "zero.png": (lambda: b"", "empty, 0 bytes"),
     "text.png": (lambda: b"no picture, only words\n" * 9, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
     "page.jpg": (lambda: b"<!DOCTYPE html><html></html>", "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
-    "film.dcm": (lambda: b"not DICOM" * 50, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
+    "image.dcm": (lambda: b"not DICOM" * 50, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
     "dicom.dcm": (lambda: bytes(128) + b"DICM" + b"\x00\x01garbage" * 20, "DICOM without pixels|damaged"),
     "program.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "neither PNG, JPEG"),
     "header.jpg": (lambda: jpeg()[:180], "damaged or incomplete"),
@@ -442,7 +476,7 @@ BROKEN = {
     "bomb.png": (bomb, "too many pixels for a radiograph"),
     "dot.png": (lambda: small(1, 1), "1 x 1 px; a radiograph has at least 16 px a side"),
     "strip.png": (lambda: small(2000, 3), "2000 x 3 px; a radiograph has at least 16 px a side"),
-    "._film.png": (lambda: b"\x00\x05\x16\x07" + bytes(100), "a system file of macOS"),
+    "._image.png": (lambda: b"\x00\x05\x16\x07" + bytes(100), "a system file of macOS"),
     ".DS_Store": (lambda: b"\x00\x00\x00\x01Bud1" + bytes(100), "a system file of macOS"),
 }
 
@@ -465,15 +499,15 @@ def test_every_fault_is_one_clear_line(tmp_path, capfd, name, img_size):
         assert capfd.readouterr() == ("", "")
 
 
-def test_a_film_that_makes_pillow_warn_is_read_in_silence(tmp_path, monkeypatch, recwarn):
+def test_an_image_that_makes_pillow_warn_is_read_in_silence(tmp_path, monkeypatch, recwarn):
     GREY.save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
-    assert_read(tmp_path / "large.png", bytes_of(film()) / 255)
+    assert_read(tmp_path / "large.png", bytes_of(pattern()) / 255)
     assert [warning.category for warning in recwarn] == []
 
 
 def test_a_folder_and_a_missing_file(tmp_path):
-    with pytest.raises(UnreadableRadiographError, match="a folder; expected one film"):
+    with pytest.raises(UnreadableRadiographError, match="a folder; expected one"):
         read_radiograph(tmp_path)
     with pytest.raises(UnreadableRadiographError, match="no such file"):
         read_radiograph(tmp_path / "absent.png")
@@ -489,11 +523,11 @@ def test_the_error_survives_a_worker_process():
 @settings(deadline=None)
 @given(cut=st.integers(0, 2000), make=st.sampled_from([png, jpeg, tiff_cut_short]),
        flips=st.lists(st.tuples(st.integers(0, 1999), st.integers(1, 255)), max_size=5))
-def test_damaged_bytes_give_a_film_or_the_one_error(tmp_path_factory, cut, make, flips):
+def test_damaged_bytes_give_an_image_or_the_one_error(tmp_path_factory, cut, make, flips):
     content = bytearray(make())
     for place, change in flips:
         content[place % len(content)] ^= change
-    path = tmp_path_factory.mktemp("fuzz") / "film"
+    path = tmp_path_factory.mktemp("fuzz") / "image"
     path.write_bytes(bytes(content[:len(content) - cut]))
     with suppress(UnreadableRadiographError):
         read = read_radiograph(path, 16)
@@ -504,7 +538,7 @@ def test_damaged_bytes_give_a_film_or_the_one_error(tmp_path_factory, cut, make,
 # ---------------------------------------------------------------- real odd files
 
 MACOS, TORN, SMALL = "a system file of macOS", "damaged or incomplete", "at least 16 px a side"
-HARD_INPUTS = {  # shape of the film, or the reason why it is none
+HARD_INPUTS = {  # shape of the image, or the reason why it is none
     ".DS_Store": MACOS, "._01-July-2019-1.jpg": MACOS,
     "5.dcm": (1970, 1625),  # DX, 8 bit
     "COVID-120.png": (299, 299),
@@ -513,7 +547,7 @@ HARD_INPUTS = {  # shape of the film, or the reason why it is none
     "RG1_J2KI.dcm": (1955, 1841),  # CR, MONOCHROME1, 15 bit, JPEG 2000
     "RG3_J2KI.dcm": (1760, 1760),  # CR, MONOCHROME1, 10 bit, JPEG 2000
     "RG3_J2KI_inverted_10bit.png": (1760, 1760),
-    "all_black.png": (299, 299),  # a film without exposure is a film
+    "all_black.png": (299, 299),  # an image without exposure is an image
     "bad_crc.png": TORN,
     "chrJapMulti.dcm": "DICOM without pixels",
     "cmyk.jpeg": (603, 700),
@@ -564,7 +598,7 @@ def test_hard_inputs(hard_inputs, capfd, name):
     assert capfd.readouterr() == ("", "")
 
 
-def test_variants_of_one_film_agree_with_its_upright_reference(hard_inputs):
+def test_variants_of_one_image_agree_with_its_upright_reference(hard_inputs):
     reference = read_radiograph(hard_inputs / "exif_reference_upright.jpeg")
     for name, tolerance in {"exif_orientation_3.jpeg": 0.02, "exif_orientation_6.jpeg": 0.02,
                             "gray16_full_range.png": 0.02, "palette.png": 0.02, "cmyk.jpeg": 0.02,
@@ -581,11 +615,11 @@ def test_dicom_and_its_png_show_the_same(hard_inputs):
     assert torch.corrcoef(torch.stack([dicom, image]))[0, 1] > 0.999
 
 
-def test_draft_mode_on_real_films(real_data):
-    films = sorted((real_data / "chest_xray_originals").rglob("*.jpeg"))
-    if not films:
+def test_draft_mode_on_real_images(real_data):
+    paths = sorted((real_data / "chest_xray_originals").rglob("*.jpeg"))
+    if not paths:
         pytest.skip(f"{real_data} has no chest_xray_originals")
-    for path in films:
+    for path in paths:
         full = read_radiograph(path)[0].numpy()
         slow = torch.from_numpy(np.array(Image.fromarray(full).resize((64, 64), Image.Resampling.BILINEAR)))
         assert (read_radiograph(path, 64)[0] - slow).abs().mean() < 0.003, path.name
@@ -596,7 +630,7 @@ def test_headers_are_read_without_pixels(tmp_path):
     Image.new("RGB", (20, 40)).save(tmp_path / "colour.jpg")
     assert inspect_radiograph(tmp_path / "deep.png") == ("PNG", "I;16", 30, 20)
     assert inspect_radiograph(str(tmp_path / "colour.jpg")) == ("JPEG", "RGB", 20, 40)
-    (tmp_path / "text.png").write_text("no film")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UnreadableRadiographError, match="neither PNG"):
         inspect_radiograph(tmp_path / "text.png")
 

@@ -1,4 +1,4 @@
-"""Write whole or not at all, and know where caches live.
+"""Models in safetensors files, files and folders written whole or not at all, the cache, the device.
 
 Everything is written under a temporary name beside its target and renamed when it is complete, so that a kill
 or a full disk leaves either the old state or the new one, never half of it.
@@ -7,23 +7,28 @@ or a full disk leaves either the old state or the new one, never half of it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:  # commands that only write files start without torch
+    import torch
+    from accelerate import PartialState
     from torch import Tensor, nn
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that can be computed again, made if it is absent.
+    """Return the folder of everything that can be computed again, made if it is absent, for its owner alone.
 
     Returns
     -------
@@ -32,19 +37,21 @@ def cache_folder() -> Path:
     """
     named = os.environ.get("GENAILAB_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(named) if named else Path(base) / "genailab"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(named).expanduser() if named else Path(base) / "genailab"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to `path` when the block ends without an error.
 
     Parameters
     ----------
     path : str or Path
         The file to make or to replace. Missing parent folders are made.
+    sync : bool, default True
+        Whether it has to outlive a loss of power; a file of a cache need not.
 
     Yields
     ------
@@ -60,12 +67,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")  # nobody can foresee it
     try:
         temporary.touch(exist_ok=False)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         _explain_full_disk(error, path)
@@ -75,47 +83,70 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `path` when the block ends without an error.
 
     Parameters
     ----------
     path : str or Path
         The folder to make. It may exist if it is empty.
+    disposable : callable, optional
+        Allows that a full folder is replaced: it is given the folder and raises an error if that holds
+        anything that must stay. The old folder is moved aside, the new one takes its place, the old one is
+        removed.
 
     Yields
     ------
     Path
-        An empty folder beside `path`.
+        An empty folder beside `path`. What a killed run has left beside it is put back or removed first.
 
     Raises
     ------
     FileExistsError
-        If `path` is a file or a folder that is not empty: nothing is mixed with what is already there.
+        If `path` is a file, is a folder that holds anything and may not be replaced, or is being written by
+        another process.
     OSError
         Whatever writing raised; the temporary folder is gone then and `path` is as it was.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected a new or empty folder; choose another or remove this one")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    path = Path(path).expanduser().resolve()
+    locks = cache_folder() / "locks"
+    locks.mkdir(exist_ok=True)
+    lock = FileLock(locks / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
     try:
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.rmdir()  # Windows renames onto no folder; a folder filled in the meantime stops it here
-        os.replace(temporary, path)
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(f"{path}: another run is writing it; wait until it has ended, "
+                              "or choose another folder") from None
+    new, old = (path.with_name(f".{path.name}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.iterdir():  # by a run that was killed: only one at a time holds the lock
+            ours = re.fullmatch(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}\.(new|old)", left.name)
+            if ours and not left.is_symlink():
+                if left.suffix == ".old" and not path.exists():
+                    os.replace(left, path)
+                shutil.rmtree(left, ignore_errors=True)
+        if path.is_file() or (path.exists() and any(path.iterdir())):
+            if disposable is None or path.is_file():
+                raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
+                                      "this one with --replace where the command has it")
+            disposable(path)
+        new.mkdir()
+        yield new
+        if path.exists() and disposable is None:
+            path.rmdir()  # a folder that was filled in the meantime stops it here
+        elif path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
     except OSError as error:
         _explain_full_disk(error, path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _beside(path: Path) -> Path:
-    """Return a hidden name that nobody else uses, in the same folder and with the same suffix."""
-    return path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        lock.release()
 
 
 def _explain_full_disk(error: OSError, path: Path) -> None:
@@ -258,3 +289,44 @@ def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], name: 
         elif other != value:
             return f"{name}{key} is {other!r} in the file and {value!r} here"
     return None
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """Return a device by its name.
+
+    Parameters
+    ----------
+    name : str or torch.device, optional
+        Such as "cpu" or "cuda"; None takes the best there is.
+
+    Returns
+    -------
+    torch.device
+        One that torch can use here.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not there.
+    """
+    import torch
+
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best if name is None else torch.device(name)
+    if device.type not in ("cpu", best.type):
+        raise RuntimeError(f"device={str(name)!r} is not available here: take device={best.type!r} or None")
+    return device
+
+
+def join_processes() -> PartialState:
+    """Meet the other processes that `accelerate launch` or `torchrun` started; alone, there is one.
+
+    Returns
+    -------
+    PartialState
+        Who is who. Has to be called before anything else of `accelerate`: where no device is found, it joins
+        processors over gloo, which `accelerate` itself does only when told.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=choose_device().type == "cpu")

@@ -17,8 +17,9 @@ import typer
 from PIL import Image
 
 from genailab_helpers.commands import app, main
-from genailab_helpers.datasets import catalog
-from genailab_helpers.datasets.catalog import CARDS, FINDINGS, GRADES, PRESETS, cards, download, sort_classes
+from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, command, download
+from genailab_helpers.datasets.index import index_images
+from genailab_helpers.datasets.names import FINDINGS, GRADES, PRESETS, sort_classes
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
 README = Path(__file__).resolve().parents[2] / "data" / "README.md"
@@ -35,14 +36,14 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
 
 
-def put_films(folder: Path, *names: str) -> None:
+def put_images(folder: Path, *names: str) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         Image.fromarray(np.full((16, 16), number, np.uint8)).save(folder / name)
 
 
 def set_counts(monkeypatch, name: str, counts: dict[str, dict[str, int]]) -> None:
-    monkeypatch.setitem(CARDS, name, CARDS[name]._replace(counts=counts))
+    monkeypatch.setitem(CARDS[name], "counts", counts)
 
 
 @pytest.fixture
@@ -67,14 +68,14 @@ def chest(kaggle, monkeypatch):
     """The archive of the chest set in small: nested copy, macOS leftovers, links out of the tree."""
     set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 1}, "test": {"Normal": 1}})
     for root in (kaggle.folder / "chest_xray", kaggle.folder / "chest_xray" / "chest_xray"):
-        put_films(root / "train" / "NORMAL", "IM-0001-0001.jpeg", "IM-0002-0001.jpeg")
-        put_films(root / "train" / "PNEUMONIA", "person1_virus_1.jpeg")
-        put_films(root / "test" / "NORMAL", "IM-0003-0001.jpeg")
+        put_images(root / "train" / "NORMAL", "IM-0001-0001.jpeg", "IM-0002-0001.jpeg")
+        put_images(root / "train" / "PNEUMONIA", "person1_virus_1.jpeg")
+        put_images(root / "test" / "NORMAL", "IM-0003-0001.jpeg")
     root = kaggle.folder / "chest_xray"
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "._IM-0001-0001.jpeg").write_bytes(b"fork")
     (root / "train" / ".DS_Store").write_bytes(b"")
-    put_films(kaggle.folder.parent / "private", "secret.png")
+    put_images(kaggle.folder.parent / "private", "secret.png")
     (root / "train" / "NORMAL" / "link.png").symlink_to(kaggle.folder.parent / "private" / "secret.png")
     (root / "train" / "linked").symlink_to(kaggle.folder.parent / "private", target_is_directory=True)
     return kaggle
@@ -88,85 +89,106 @@ def files_in(folder: Path) -> list[str]:
 
 
 def test_every_card_is_complete():
-    for card in CARDS.values():
-        texts = (card.title, card.modality, card.what, card.origin, card.licence, card.patients, card.privacy)
-        assert all(isinstance(text, str) and text.strip() for text in texts), card.name
-        assert re.match(r"https?://\S+$", card.url), card.name
-        assert card.faults, card.name
-        assert card.access, card.name
-        classes = {name for split in card.counts.values() for name in split}
-        assert classes <= {*FINDINGS, *GRADES}, card.name
-        assert classes <= card.meanings.keys(), card.name
-        assert card.counts or not card.kaggle, card.name  # `download` finds the films by their classes
+    for name, card in CARDS.items():
+        for fact in ("title", "modality", "what", "origin", "licence", "patients", "privacy"):
+            assert card[fact].strip(), (name, fact)
+        assert re.match(r"https?://\S+$", card["url"]), name
+        assert card["faults"], name
+        assert card["access"], name
+        classes = {of for split in card.get("counts", {}).values() for of in split}
+        assert classes <= {*FINDINGS, *GRADES}, name
+        assert classes <= card.get("meanings", {}).keys(), name
+        assert "counts" in card or "kaggle" not in card, name  # `download` checks the counts of what it gets
+    assert set(DOWNLOADS) <= CARDS.keys()
 
 
 def test_presets_have_the_classes_of_their_cards_in_order():
     for name, classes in PRESETS.items():
-        assert list(classes) == sort_classes(CARDS[name].meanings)
+        assert list(classes) == sort_classes(CARDS[name]["meanings"])
 
 
 def test_counts_agree_with_each_other():
-    chest, small, covid = (CARDS[name].counts for name in ("chest", "pneumoniamnist", "covid"))
-    for name in PRESETS["chest"]:  # PneumoniaMNIST split train and val of the same films anew
+    chest, small, covid = (CARDS[name]["counts"] for name in ("chest", "pneumoniamnist", "covid"))
+    for name in PRESETS["chest"]:  # PneumoniaMNIST split train and val of the same images anew
         assert small["train"][name] + small["val"][name] == chest["train"][name] + chest["val"][name]
         assert small["test"][name] == chest["test"][name]
     assert covid["all"]["Normal"] == 8851 + 1341  # its two sources, from the README of the set
     assert sum(covid["all"].values()) == 21165
-    knee = {split: sum(grades.values()) for split, grades in CARDS["knee_kl"].counts.items()}
+    knee = {split: sum(grades.values()) for split, grades in CARDS["knee_kl"]["counts"].items()}
     assert knee == {"train": 5778, "val": 826, "test": 1656}  # Chen 2018, Mendeley Data
-    assert sum(CARDS["spine_ap"].counts["all"].values()) == 481  # training part of AASCE 2019
+    assert sum(CARDS["spine_ap"]["counts"]["all"].values()) == 481  # training part of AASCE 2019
 
 
 def test_spine_sources_say_what_they_really_are():
-    assert "MRI" in CARDS["lsdc"].modality
-    assert CARDS["rsna_cervical"].modality.startswith("CT")
-    assert "no spine films" in CARDS["nih_chestxray14"].what
-    assert "CT" in CARDS["spineweb"].modality
+    assert "MRI" in CARDS["lsdc"]["modality"]
+    assert CARDS["rsna_cervical"]["modality"].startswith("CT")
+    assert "no spine images" in CARDS["nih_chestxray14"]["what"]
+    assert "CT" in CARDS["spineweb"]["modality"]
 
 
-def test_cards_prints_one_or_all():
+def test_cards_shows_one_or_all():
     text = cards("covid")
     assert text.startswith("### `covid`")
     assert "| COVID | 3,616 |" in text
-    for name, card in CARDS.items():
-        assert str(card) in cards()
+    for name in CARDS:
+        assert cards(name) in cards()
         assert f"| `{name}` |" in cards()
     with pytest.raises(ValueError, match=r"lungs: no card of that name; expected one of chest, covid"):
         cards("lungs")
 
 
-def test_cards_can_be_read_in_a_terminal_and_commands_in_them_copied():
-    assert re.search(r"^\d+\. `genailab data download --kaggle .*` *$", cards("knee_kl"), re.MULTILINE)
+def test_commands_of_cards_can_be_copied():
+    assert command("chest") == "genailab data download chest --output raw_data"
+    assert f"1. `{command('knee_kl')}`\n" in cards("knee_kl")
+    assert command("spine") == ""
     for line in cards().splitlines():
         assert line.count("`") % 2 == 0, f"a command is broken over lines: {line}"
-        assert len(line) <= 118 or line.startswith("|") or "`" in line
+
+
+def test_code_in_cards_runs(tmp_path, monkeypatch):
+    """What a card calls in Python is called so."""
+    calls = re.findall(r"`(genailab_helpers\.[\w.]+)\((.*?)\)`", cards())
+    assert calls
+    chests = render_chests(sample_chests(40, seed=0), img_size=32).images[:, 0]
+    for number, image in enumerate((chests + 1).mul(127.5).round().to(torch.uint8).numpy()):
+        folder = tmp_path / "raw_data" / ("Normal", "COVID")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    for name, arguments in calls:
+        names = {"index_images": index_images}
+        exec(f"import {name.rpartition('.')[0]}\n{name}({arguments})", names)
 
 
 def test_readme_holds_the_cards():
     text = README.read_text(encoding="utf-8")
-    assert readme_with_cards(text) == text, "run: python tests/datasets/test_catalog.py"
+    assert readme_with_cards(text) == text, "run: python tests/datasets/test_download.py"
 
 
 # Downloads
 
 
+def said_counts(message: str) -> list[str]:
+    """Return the table at the start of what `download` says, with single spaces."""
+    lines = [line for line in message.splitlines() if not line.startswith(("warning", "Next"))]
+    return [" ".join(line.split()) for line in lines]
+
+
 def test_chest_is_copied_once_and_counted(chest, tmp_path):
-    result = download("chest", tmp_path / "out")
+    message = download("chest", tmp_path / "out")
     assert chest.asked == ["paultimothymooney/chest-xray-pneumonia"]
     assert files_in(tmp_path / "out") == [
         "test/NORMAL/IM-0003-0001.jpeg", "train/NORMAL/IM-0001-0001.jpeg", "train/NORMAL/IM-0002-0001.jpeg",
         "train/PNEUMONIA/person1_virus_1.jpeg"]
-    assert result.counts == {"train": {"Normal": 2, "Pneumonia": 1}, "test": {"Normal": 1}}
-    assert result.differences == []
-    assert "| Normal | 2 | 1 |" in str(result)
-    assert f"genailab data verify {tmp_path / 'out'}" in str(result)
-    assert "warning" not in str(result)
+    assert said_counts(message) == ["split test train", "class", "Normal 1 2", "Pneumonia 0 1"]
+    assert message.endswith(f"Next: genailab data verify {tmp_path / 'out'}")
+    assert "warning" not in message
 
 
 def test_the_source_is_only_read(chest, tmp_path):
     before = files_in(chest.folder)
-    result = download("chest", tmp_path / "out")
-    copied = result.folder / "train" / "NORMAL" / "IM-0001-0001.jpeg"
+    download("chest", tmp_path / "out")
+    copied = tmp_path / "out" / "train" / "NORMAL" / "IM-0001-0001.jpeg"
     copied.write_bytes(b"changed")
     assert files_in(chest.folder) == before
     assert (chest.folder / "chest_xray" / "train" / "NORMAL" / copied.name).read_bytes() != b"changed"
@@ -175,38 +197,40 @@ def test_the_source_is_only_read(chest, tmp_path):
 def test_other_counts_than_the_card_are_reported(chest, tmp_path, monkeypatch):
     expected = {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}}
     set_counts(monkeypatch, "chest", expected)
-    result = download("chest", tmp_path / "out")
-    assert result.differences == [
-        "train Pneumonia: 1 films, the card says 3", "val Normal: 0 films, the card says 8",
-        "test Normal: 1 films, the card says 0"]
-    assert "warning: train Pneumonia: 1 films, the card says 3" in str(result)
+    message = download("chest", tmp_path / "out")
+    assert sorted(line for line in message.splitlines() if line.startswith("warning")) == [
+        "warning: test Normal: 1 images, the card says 0",
+        "warning: train Pneumonia: 1 images, the card says 3",
+        "warning: val Normal: 0 images, the card says 8"]
 
 
-def test_covid_keeps_masks_and_notes_and_counts_films_only(kaggle, tmp_path, monkeypatch):
+def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, tmp_path, monkeypatch):
     set_counts(monkeypatch, "covid", {"all": {"Normal": 1, "COVID": 2}})
     root = kaggle.folder / "COVID-19_Radiography_Dataset"
-    put_films(root / "COVID" / "images", "COVID-1.png", "COVID-2.png")
-    put_films(root / "COVID" / "masks", "COVID-1.png", "COVID-2.png")
-    put_films(root / "Normal" / "images", "Normal-1.png")
+    put_images(root / "COVID" / "images", "COVID-1.png", "COVID-2.png")
+    put_images(root / "COVID" / "masks", "COVID-1.png", "COVID-2.png")
+    put_images(root / "Normal" / "images", "Normal-1.png")
     (root / "README.md.txt").write_text("sources")
-    result = download("covid", tmp_path / "out")
-    assert result.counts == {"all": {"Normal": 1, "COVID": 2}}
-    assert result.differences == []
+    message = download("covid", tmp_path / "out")
+    assert said_counts(message)[2:] == ["COVID 2", "Normal 1"]
+    assert "warning" not in message
     assert {"COVID/masks/COVID-1.png", "README.md.txt"} <= set(files_in(tmp_path / "out"))
 
 
 def test_any_kaggle_set_can_be_fetched(kaggle, tmp_path):
-    put_films(kaggle.folder / "sick", "a.png")
-    put_films(kaggle.folder / "well", "b.png", "c.png")
-    result = download(kaggle="some-one/spine.set", output=tmp_path / "out")
+    put_images(kaggle.folder / "sick", "a.png")
+    put_images(kaggle.folder / "well", "b.png", "c.png")
+    message = download(kaggle="some-one/spine.set", output=tmp_path / "out")
     assert kaggle.asked == ["some-one/spine.set"]
-    assert (result.counts, result.differences) == ({"all": {"sick": 1, "well": 2}}, [])
+    assert files_in(tmp_path / "out") == ["sick/a.png", "well/b.png", "well/c.png"]
+    assert said_counts(message)[2:] == ["sick 1", "well 2"]
+    assert "warning" not in message
 
 
 def test_the_handle_of_a_known_set_is_checked_against_its_card(chest, tmp_path, monkeypatch):
     set_counts(monkeypatch, "chest", {"train": {"Normal": 7}})
-    result = download(kaggle=CARDS["chest"].kaggle, output=tmp_path / "out")
-    assert "train Normal: 2 films, the card says 7" in result.differences
+    message = download(kaggle=CARDS["chest"]["kaggle"], output=tmp_path / "out")
+    assert "warning: train Normal: 2 images, the card says 7" in message
     assert not (tmp_path / "out" / "chest_xray").exists()
 
 
@@ -218,7 +242,7 @@ def test_what_is_no_handle_is_refused(kaggle, tmp_path, handle):
 
 
 def test_a_full_target_is_refused_before_anything_is_fetched(chest, tmp_path):
-    put_films(tmp_path / "out", "mine.png")
+    put_images(tmp_path / "out", "mine.png")
     with pytest.raises(FileExistsError, match="expected a new or empty folder"):
         download("chest", tmp_path / "out")
     assert chest.asked == []
@@ -232,7 +256,7 @@ def test_a_failing_network_gives_one_line_with_the_way_by_hand(chest, tmp_path):
     message = str(caught.value)
     assert "\n" not in message
     assert "ConnectionError: Max retries exceeded with url" in message
-    assert CARDS["chest"].url in message
+    assert CARDS["chest"]["url"] in message
     assert f"unzip it into {tmp_path / 'out'}, then `genailab data verify {tmp_path / 'out'}`" in message
     assert not (tmp_path / "out").exists()
 
@@ -244,21 +268,21 @@ def test_a_missing_extra_gives_one_line(tmp_path, monkeypatch, name, module):
     with pytest.raises(ValueError, match=said) as caught:
         download(name, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert CARDS[name].url in str(caught.value)
+    assert CARDS[name]["url"] in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_copy_leaves_nothing(chest, tmp_path, monkeypatch):
     written = []
 
-    def fails_at_the_third(source, target):
+    def fails_at_the_third(source, target, **options):
         written.append(target)
         if len(written) == 3:
             raise KeyboardInterrupt
-        return real(source, target)
+        return real(source, target, **options)
 
     real = shutil.copyfile
-    monkeypatch.setattr(catalog.shutil, "copyfile", fails_at_the_third)
+    monkeypatch.setattr(shutil, "copyfile", fails_at_the_third)
     before = set(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         download("chest", tmp_path / "out")
@@ -269,15 +293,16 @@ def test_an_interrupted_copy_leaves_nothing(chest, tmp_path, monkeypatch):
 def test_what_holds_no_radiographs_is_said(kaggle, tmp_path):
     kaggle.folder.mkdir()
     (kaggle.folder / "train.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"out: no radiographs among 1 files \(1 \.csv\)"):
+    with pytest.raises(ValueError, match=r"no radiographs among 1 files \(1 \.csv\)"):
         download(kaggle="owner/table", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", sorted(CARDS.keys() - {"chest", "covid", "pneumoniamnist"}))
+@pytest.mark.parametrize("name", sorted(CARDS.keys() - set(DOWNLOADS)))
 def test_what_nobody_serves_comes_with_its_steps(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{name}: has to be fetched by hand, from http") as caught:
         download(name, tmp_path / "out")
-    assert all(step in str(caught.value) for step in CARDS[name].access)
+    assert all(step in str(caught.value) for step in CARDS[name]["access"])
 
 
 @pytest.mark.parametrize("arguments", [{}, {"name": "chest", "kaggle": "owner/set"}])
@@ -287,7 +312,7 @@ def test_one_set_at_a_time(arguments):
 
 
 class FakePneumoniaMNIST:
-    """Three films a split: the first is normal, the others show pneumonia; their grey is their number."""
+    """Three images a split: the first is normal, the others show pneumonia; their grey is their number."""
 
     error: Exception | None = None
 
@@ -309,12 +334,12 @@ def medmnist(monkeypatch):
     monkeypatch.setattr(FakePneumoniaMNIST, "error", None)
 
 
-def test_pneumoniamnist_becomes_folders_of_films(medmnist, tmp_path):
-    result = download("pneumoniamnist", tmp_path / "out")
-    assert result.counts == {split: {"Normal": 1, "Pneumonia": 2} for split in ("train", "val", "test")}
-    assert "train Normal: 1 films, the card says 1214" in result.differences
-    with Image.open(tmp_path / "out" / "val" / "Pneumonia" / "val_0002.png") as film:
-        assert (film.mode, film.size, film.getpixel((0, 0))) == ("L", (128, 128), 2)
+def test_pneumoniamnist_becomes_folders_of_images(medmnist, tmp_path):
+    message = download("pneumoniamnist", tmp_path / "out")
+    assert said_counts(message)[2:] == ["Normal 1 1 1", "Pneumonia 2 2 2"]
+    assert "warning: train Normal: 1 images, the card says 1214" in message
+    with Image.open(tmp_path / "out" / "val" / "Pneumonia" / "val_0002.png") as image:
+        assert (image.mode, image.size, image.getpixel((0, 0))) == ("L", (128, 128), 2)
 
 
 def test_pneumoniamnist_without_network(medmnist, tmp_path, monkeypatch):
@@ -334,25 +359,25 @@ def quick_start() -> list[list[str]]:
 
 @pytest.mark.slow
 def test_quick_start_runs_as_written(tmp_path, monkeypatch, capsys):
-    """On drawn films in folders that are called as people call them: four grades of opacity and none."""
+    """On rendered images in folders that are called as people call them: four grades of opacity and none."""
     for grade, folder in enumerate(["0", "Doubtful", "grade 2", "grade_3", "4"]):
         finding = "Pneumonia" if grade else "Normal"
         images = render_chests(sample_chests(14, seed=grade, finding=finding), img_size=96).images
         (tmp_path / "raw_data" / folder).mkdir(parents=True)
         for number, image in enumerate((images[:, 0] + 1).mul(127.5).round().to(torch.uint8).numpy()):
-            Image.fromarray(image).save(tmp_path / "raw_data" / folder / f"film{grade}{number:02d}.png")
+            Image.fromarray(image).save(tmp_path / "raw_data" / folder / f"image{grade}{number:02d}.png")
     commands = quick_start()
-    assert [command[2] for command in commands] == ["create", "organize", "verify", "split", "verify"]
+    assert [line[2] for line in commands] == ["create", "organize", "verify", "split", "verify"]
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        assert command[0] == "genailab"
+    for line in commands:
+        assert line[0] == "genailab"
         with pytest.raises(SystemExit) as ended:
-            main(command[1:])
-        assert not ended.value.code, f"{shlex.join(command)}\n{capsys.readouterr()}"
-    films = [name for name in files_in(tmp_path / "dataset") if name.endswith(".png")]
-    assert len(films) == 70
-    assert {name.split("/")[0] for name in films} == {"train", "val", "test"}
-    assert {name.split("/")[1] for name in films} == set(GRADES)
+            main(line[1:])
+        assert not ended.value.code, f"{shlex.join(line)}\n{capsys.readouterr()}"
+    images = [name for name in files_in(tmp_path / "dataset") if name.endswith(".png")]
+    assert len(images) == 70
+    assert {name.split("/")[0] for name in images} == {"train", "val", "test"}
+    assert {name.split("/")[1] for name in images} == set(GRADES)
 
 
 def test_commands_on_the_page_exist():

@@ -1,0 +1,101 @@
+"""What the public X-ray sets call their classes, splits and patients: one table of each."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+GRADES = ("grade_0", "grade_1", "grade_2", "grade_3", "grade_4")
+GRADE_NAMES = ("Healthy", "Doubtful", "Minimal", "Moderate", "Severe")
+FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
+PRESETS: dict[str, tuple[str, ...]] = {  # the classes of an empty tree
+    "spine": GRADES,
+    "covid": ("Normal", "COVID", "Lung_Opacity", "Viral Pneumonia"),
+    "chest": ("Normal", "Pneumonia"),
+}
+SPLITS = ("train", "val", "test")
+
+_FINDING_ALIASES = {  # spelled without case, spaces, hyphens and underscores
+    "normal": "Normal", "nofinding": "Normal", "nofindings": "Normal",
+    "pneumonia": "Pneumonia",
+    "covid": "COVID", "covid19": "COVID",
+    "lungopacity": "Lung_Opacity", "lung": "Lung_Opacity",
+    "viralpneumonia": "Viral Pneumonia", "viral": "Viral Pneumonia",
+    **{f"grade{number}": grade for number, grade in enumerate(GRADES)},
+}
+_GRADE_ALIASES = {  # names that mean a grade only beside others of their kind
+    alias: grade for number, (grade, name) in enumerate(zip(GRADES, GRADE_NAMES, strict=True))
+    for alias in (str(number), name.lower(), f"{number}{name.lower()}")}
+_SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                  "test": "test", "testing": "test"}
+_PATIENTS = tuple(re.compile(pattern) for pattern in (
+    r"(?P<patient>person\d+)_(?:bacteria|virus)_\d+",  # Kermany, pneumonia
+    r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
+    r"(?P<patient>\d{8})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient and visit
+    r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
+    r"(?P<patient>case\d+)_\d+",  # AASCE spines: case and view
+))
+
+
+def canonical_class(name: str, graded: bool = False) -> str:
+    """Return the project's name of a class, whatever a data set calls it.
+
+    Parameters
+    ----------
+    name : str
+        A folder name such as `NORMAL`, `No_findings`, `Covid-19`, `Lung`, `Viral`, `grade 0`. Case, spaces,
+        hyphens and underscores do not matter.
+    graded : bool, default False
+        Whether `0`, `Healthy`, `0Healthy` and their like are grades, too.
+
+    Returns
+    -------
+    str
+        A member of `GRADES` or `FINDINGS`; a name that the table does not know comes back as it is.
+    """
+    key = re.sub(r"[\s_-]+", "", name).lower()
+    return _FINDING_ALIASES.get(key) or (graded and _GRADE_ALIASES.get(key)) or name
+
+
+def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, str]:
+    """Name all classes of a data set at once: only together do they tell what a number means.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Folder names that stand side by side.
+    graded : bool, default False
+        Whether the data set is known to be one of grades.
+
+    Returns
+    -------
+    dict of str to str
+        The class of each name. Numbers and `Healthy` to `Severe` are grades if `graded`, or if the names
+        are those of all five grades and of nothing else. Names that differ in case or in their Unicode form
+        are one class.
+    """
+    names = sorted(set(names))
+    graded = graded or {canonical_class(name, graded=True) for name in names} == set(GRADES)
+    first: dict[str, str] = {}
+    return {name: first.setdefault(unicodedata.normalize("NFC", found).casefold(), found)
+            for name in names for found in [canonical_class(name, graded)]}
+
+
+def canonical_split(name: str) -> str:
+    """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string."""
+    return _SPLIT_ALIASES.get(name.lower(), "")
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Put canonical class names into their order: grades, then findings, then others by alphabet, each
+    once."""
+    known = (*GRADES, *FINDINGS)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def known_patient(file_name: str) -> str:
+    """Return the patient that a file name tells by the rules of the public sets, else an empty string.
+
+    Kermany (`person12_virus_3`, `NORMAL2-IM-0381-0001`), NIH ChestX-ray8 (`00000061_012`), OAI knees
+    (`9003316L`) and AASCE spines (`case000_0`) have such names.
+    """
+    return next((match["patient"] for pattern in _PATIENTS if (match := pattern.match(file_name))), "")

@@ -1,8 +1,7 @@
 """Count what a reader of the code has to read, a room at a time: `python benchmarks/count_code.py [ROOT]`.
-
-A line of code holds a token that is neither a comment nor part of a docstring. Statements are those of Python's
-own grammar, docstrings left out, so that long lines win nothing. A line above 110 columns is named and ends with
-status 1.
+ A line of code holds a token that is neither a comment nor part of a docstring. Statements are those of
+Python's own grammar, docstrings left out, so that long lines win nothing. A line above 110 columns is named
+and ends with status 1.
 """
 
 import ast

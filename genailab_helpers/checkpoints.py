@@ -89,7 +89,7 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
     Parameters
     ----------
     path : str or Path
-        The folder to make. It may exist if it is empty.
+        The folder to make. It may exist if no file is in it.
     disposable : callable, optional
         Allows that a full folder is replaced: it is given the folder and raises an error if that holds
         anything that must stay. The old folder is moved aside, the new one takes its place, the old one is
@@ -126,16 +126,16 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
                 if left.suffix == ".old" and not path.exists():
                     os.replace(left, path)
                 shutil.rmtree(left, ignore_errors=True)
-        if path.is_file() or (path.exists() and any(path.iterdir())):
+        if holds_files(path):
             if disposable is None or path.is_file():
                 raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
                                       "this one with --replace where the command has it")
             disposable(path)
         new.mkdir()
         yield new
-        if path.exists() and disposable is None:
-            path.rmdir()  # a folder that was filled in the meantime stops it here
-        elif path.exists():
+        if holds_files(path) and disposable is None:
+            raise FileExistsError(f"{path}: was filled by somebody else in the meantime; choose another")
+        if path.exists():
             os.replace(path, old)
         os.replace(new, path)
     except OSError as error:
@@ -147,6 +147,11 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
         lock.release()
+
+
+def holds_files(path: Path) -> bool:
+    """Tell whether a path is a file, or a folder with a file at any depth."""
+    return path.is_file() or any(files for _, _, files in os.walk(path))
 
 
 def _explain_full_disk(error: OSError, path: Path) -> None:

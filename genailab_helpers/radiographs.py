@@ -156,7 +156,7 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
         raise UnreadableRadiographError(path, reason)
     if guessed and guessed[0] < 16:
         warnings.warn(f"{path}: does not say how many bits it uses; {guessed[0]} were guessed from its "
-                      "brightest pixel, which may make it too bright: give bit_depth, or read a whole data set",
+                      "brightest pixel, which may make it too bright: give bit_depth, or a whole data set",
                       stacklevel=2)
     if img_size is not None:
         film = film.resize((img_size, img_size), Image.Resampling.BILINEAR, box)

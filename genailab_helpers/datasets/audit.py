@@ -1,7 +1,7 @@
 """Distrust a folder of images: one call looks for what would make a result wrong, or tell who a patient is.
  A check is one function below: `@check(name, severity, what to do)`. It looks at the `Evidence` and returns
-pairs: the images that it found something about, and a sentence in which {n} stands for their number,
-{by_class} for that of each class. Without images there is no finding. Thresholds were chosen on six public
+pairs: the images that it found something about, and a sentence in which N stands for their number,
+BY_CLASS for that of each class. Without images there is no finding. Thresholds were chosen on six public
 sets of chests, knees and spines and on phantoms, then looked at by eye.
 """
 
@@ -51,6 +51,7 @@ from genailab_helpers.radiographs import (
 SEVERITIES = {"error": "make results wrong, or tell who somebody is", "warning": "look at these",
               "note": "good to know"}
 
+N, BY_CLASS = "\0n", "\0c"  # in a sentence; no name can hold them
 # names of images (or a mask of those that can be read; None: no list), a sentence, "note" if it is no more
 Found = list[tuple[Any, str] | tuple[Any, str, str]]
 Look = Callable[["Evidence"], Found]
@@ -175,7 +176,7 @@ def audit_images(images: pd.DataFrame, classes: Sequence[str] | None = None) -> 
                 labels = Counter(data.seen[0]["class"][found].replace("", "no class")) if mask else {}
                 by_class = ", ".join(f"{labels[label]} in {label}" for label in sort_classes(labels))
                 findings.append(Finding("note" if doubt else severity, name, message.replace(
-                    "{n}", _count(len(names))).replace("{by_class}", by_class), tuple(names)))
+                    N, _count(len(names))).replace(BY_CLASS, by_class), tuple(names)))
     findings.sort(key=lambda finding: list(SEVERITIES).index(finding.severity))
     counts = {split or "all": images.loc[images["split"] == split, "class"].value_counts().to_dict()
               for split in (*SPLITS, "") if (images["split"] == split).any()}
@@ -259,7 +260,7 @@ class Evidence:
                  path.relative_to(self.root).as_posix()) for base in bases for path in inner(base)]
         held = {"/".join(name.split("/")[:i]) for name in self.images.index for i in (1, 2)}
         return pd.DataFrame([(*row, row[2] not in held) for row in rows],
-                            columns=["split", "class", "name", "empty"])
+                            columns=["split", "class", "name", "empty"]).astype({"empty": bool})
 
     @cached_property
     def labels(self) -> tuple[Any, Any, str]:
@@ -332,7 +333,7 @@ def _extra_class(data: Evidence) -> Found:
 
 @check("outside classes", "error", "move them into a class folder, or out of the data set")
 def _outside_classes(data: Evidence) -> Found:
-    return [(data.images.index[data.images["class"] == ""], "{n} beside the class folders.")]
+    return [(data.images.index[data.images["class"] == ""], f"{N} beside the class folders.")]
 
 
 @check("unreadable", "error", "get these files again, or move them out")
@@ -377,14 +378,14 @@ def _system_files(data: Evidence) -> Found:
 
 @check("absent files", "error", "get the images, or take their rows out of the table")
 def _absent_files(data: Evidence) -> Found:
-    return [(data.rows["file"][data.rows["image"] == ""], f"{data.table.name} names {{n}} that the folder "
+    return [(data.rows["file"][data.rows["image"] == ""], f"{data.table.name} names {N} that the folder "
              f"does not hold, in {len(data.rows):,} rows.")] if data.table else []
 
 
 @check("not in table", "warning", "add rows for them, or move them out")
 def _not_in_table(data: Evidence) -> Found:
     return [(data.images.index.difference(data.said.index),
-             f"{{n}} have no row in {data.table.name}.")] if data.table else []
+             f"{N} have no row in {data.table.name}.")] if data.table else []
 
 
 # ---------------------------------------------------------------- headers
@@ -436,8 +437,8 @@ def _odd_size(data: Evidence) -> Found:
         return []
     width, height = np.median(size, axis=0)
     return [(_far(np.log(size.prod(1)) / 2, np.log(3)) | (size < 48).any(1),
-             f"{{n}} far larger or smaller than the rest (median {width:.0f} x {height:.0f} px), or below 48 "
-             "px; {by_class}.")]
+             f"{N} far larger or smaller than the rest (median {width:.0f} x {height:.0f} px), or below 48 "
+             f"px; {BY_CLASS}.")]
 
 
 @check("odd aspect", "warning", "look whether these are whole images; letterbox rather than squash them")
@@ -445,15 +446,15 @@ def _odd_aspect(data: Evidence) -> Found:
     ratio = np.divide(*_sizes(data).T)
     if not len(ratio) or not (odd := _far(np.log(ratio), np.log(1.8))).any():
         return []
-    return [(odd, f"{{n}} far wider or taller than the rest (width / height {ratio[odd].min():.2g} to "
-                  f"{ratio[odd].max():.2g}, usual {np.median(ratio):.2g}); {{by_class}}.")]
+    return [(odd, f"{N} far wider or taller than the rest (width / height {ratio[odd].min():.2g} to "
+                  f"{ratio[odd].max():.2g}, usual {np.median(ratio):.2g}); {BY_CLASS}.")]
 
 
 # ---------------------------------------------------------------- pixels
 
 @check("blank", "error", "move them out: there is nothing to see")
 def _blank(data: Evidence) -> Found:
-    return [(data.exposure[1], "{n} of one single grey.")]
+    return [(data.exposure[1], f"{N} of one single grey.")]
 
 
 @check("low contrast", "warning", "look at them: export them again with the right window, or leave them out")
@@ -465,12 +466,12 @@ def _low_contrast(data: Evidence) -> Found:
     centre, spread = np.median(logs), 1.4826 * np.median(np.abs(logs - np.median(logs)))
     least = max(0.12, min(np.exp(centre - 6 * spread), 0.4 * np.exp(centre)))  # fraction of the grey scale
     return [((width < least) & ~blank,
-             f"{{n}} with less than {least:.0%} of the grey scale (usual: {np.exp(centre):.0%}).")]
+             f"{N} with less than {least:.0%} of the grey scale (usual: {np.exp(centre):.0%}).")]
 
 
 @check("inverted", "warning", "look at them: if air is white, invert them")
 def _inverted(data: Evidence) -> Found:
-    return [(data.likeness < -0.4, "{n} more like the negative of the others than like them.")]
+    return [(data.likeness < -0.4, f"{N} more like the negative of the others than like them.")]
 
 
 @check("mixed views", "warning", "look at them: keep one view (frontal or lateral) in one data set")
@@ -482,11 +483,11 @@ def _mixed_views(data: Evidence) -> Found:
                or data.dicom[name].get("ViewPosition", "").upper() in ("LL", "RL", "LLO", "RLO", "LATERAL")]
     lone = (_symmetry(data.seen[1]) < 0.4) & (np.abs(data.likeness) < 0.4) & ~data.exposure[1]
     return [
-        (lone, "{n} neither symmetric nor like the others: lateral, turned or badly framed?"),
+        (lone, f"{N} neither symmetric nor like the others: lateral, turned or badly framed?"),
         (_second_group(lite0_features(local_contrast(data.seen[1]), side=SIDE)),
-         "{n} form a group clearly apart: lateral images, or another part of the body?"),
+         f"{N} form a group clearly apart: lateral images, or another part of the body?"),
         (lateral if len(lateral) < len(data.images) else [],
-         f"{{n}} called lateral by name or header, beside {len(data.images) - len(lateral):,} others."),
+         f"{N} called lateral by name or header, beside {len(data.images) - len(lateral):,} others."),
     ]
 
 
@@ -557,8 +558,8 @@ def _conflicting_labels(data: Evidence) -> Found:
         said, n_classes = data.said, data.rows.groupby("file")["class"].nunique()
         both = (said["class"] != "") & (said["class of folder"] != "")
         found += [(said.index[both & (said["class"] != said["class of folder"])],
-                   f"{{n}} lie in another class folder than {data.table.name} says."),
-                  (n_classes.index[n_classes > 1], f"{data.table.name} gives {{n}} two classes.")]
+                   f"{N} lie in another class folder than {data.table.name} says."),
+                  (n_classes.index[n_classes > 1], f"{data.table.name} gives {N} two classes.")]
     return found
 
 
@@ -574,7 +575,7 @@ def _duplicate_across_splits(data: Evidence) -> Found:
     if data.table:
         said = data.said
         found.append((said.index[(said["split"] != "") & (said["split"] != said["split of folder"])],
-                      f"{{n}} lie in another split than {data.table.name} says."))
+                      f"{N} lie in another split than {data.table.name} says."))
     return found
 
 
@@ -645,7 +646,7 @@ def _no_label_signal(data: Evidence) -> Found:
 @check("likely mislabelled", "warning", "show them to somebody who reads radiographs; change no label unseen")
 def _likely_mislabelled(data: Evidence) -> Found:
     wrong, skill, _ = data.mislabelled
-    return [(wrong, f"{{n}} of another class to a simple classifier, which is right on {skill:.0%} of all "
+    return [(wrong, f"{N} of another class to a simple classifier, which is right on {skill:.0%} of all "
                     "(balanced); the clearest first.")]
 
 

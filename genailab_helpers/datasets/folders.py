@@ -241,7 +241,7 @@ class _Pixels:
         with FileLock(folder / f"{prefix}.lock"):
             old = next(folder.glob(f"{prefix}-*-{bits}.u8"), None)
             known = self._known(old) if old else {}
-            if len(known.keys() - keys) > 2 * len(keys) + 1000:  # mostly images that are gone or were changed
+            if len(known) > 3 * len(self.images.attrs["bit_depth"].paths) + 1000:  # most are gone or changed
                 known = {}
             every = {key: row for row, key in enumerate({**known, **dict.fromkeys(keys, 0)})}
             self._announce(folder, len(every) - len(known))
@@ -382,6 +382,8 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
     if "train" not in rows:
         raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in rows)}; expected train/, "
                          "val/ and test/ with class folders")
+    if gone := [name for name in images.attrs["splits"] if name not in rows]:
+        raise ValueError(f"{root}: {gone[0]}/ holds no readable images in class folders; fill or remove it")
     for name, held in rows.items():
         least = 2 if name == "train" else 0 if graded else 1
         for of_class, count in zip(classes, np.bincount(targets[held], minlength=len(classes)), strict=True):

@@ -85,9 +85,9 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
           all ("own":
           the image counts as a patient of its own, named by its path without suffix).
 
-        `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `bit_depth` and
-        `classes`, the names in the order in which they are numbered everywhere: all five grades where there
-        are grades only, and known findings also where their folder is empty.
+        `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
+        a folder), `bit_depth` and `classes`, the names in the order in which they are numbered everywhere:
+        all five grades where there are grades only, and known findings also where their folder is empty.
 
     Raises
     ------
@@ -132,7 +132,10 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     if not flat:
         found |= empty & {*GRADES, *FINDINGS}
     all_grades = found and found <= set(GRADES) and not flat
-    images.attrs |= {"depth": depth, "classes": list(GRADES) if all_grades else sort_classes(found)}
+    divisions = {canonical_split(folder.split("/")[depth]) for folder in folders
+                 if folder.count("/") == depth}
+    images.attrs |= {"depth": depth, "splits": sorted(divisions - {""}),
+                     "classes": list(GRADES) if all_grades else sort_classes(found)}
     return images
 
 
@@ -319,7 +322,8 @@ def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -
     ValueError
         If the table cannot be read, or a row fits several images.
     """
-    rows = read_table(table, graded or set(images["class"]) <= {*GRADES, ""})
+    labels = set(images["class"]) - {""}
+    rows = read_table(table, graded or (bool(labels) and labels <= set(GRADES)))
     beside = os.path.relpath(os.path.realpath(Path(table).parent), os.path.realpath(images.attrs["root"]))
     by_stem: defaultdict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for name in images.index:

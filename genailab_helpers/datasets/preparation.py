@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -24,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from genailab_helpers.checkpoints import whole_file, whole_folder
+from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import TABLE, image_hashes, match_table
@@ -156,7 +157,8 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     root, table = Path(images.attrs["root"]), images.attrs["table"]
     _check_places(root, output, replace)
     left_out: dict[str, list[str]] = {}
-    every = _existing(images, left_out).assign(source=images.index)
+    every = _existing(images, left_out)
+    every = every.assign(source=every.index)
     allowed = {canonical_class(name) for name in classes} if classes else {*GRADES, *FINDINGS}
     of_folder = every["class"].where(every["class"].isin(allowed), "")
     folders = [name.split("/")[:-1] for name in every.index]
@@ -426,7 +428,7 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
 
 def _folds_of(ratios: Sequence[float]) -> dict[str, int]:
     """Return how many of the twenty folds each split gets."""
-    if len(ratios) != len(SPLITS) or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or not abs(sum(ratios) - 1) <= 1e-6:  # NaN, too
         raise ValueError(f"ratios {', '.join(map(str, ratios))}: expected three shares for "
                          f"{', '.join(SPLITS)} that sum to 1, such as 0.7, 0.15, 0.15")
     folds = np.array([max(1, int(N_FOLDS * ratio)) if ratio > 0 else 0 for ratio in ratios])
@@ -558,7 +560,7 @@ def _check_places(root: Path, output: str | Path, replace: bool) -> None:
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(f"{output}: lies in the input {root}, or the input in it; "
                          "expected a folder apart, so that the input stays as it is")
-    if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
+    if target.is_file() or (holds_files(target) and not replace):
         raise FileExistsError(f"{target}: expected a new or empty folder; choose another, or replace this "
                               "one with --replace")
     if replace and target.exists():
@@ -571,7 +573,8 @@ def _refuse_foreign(target: Path) -> None:
     table = target / TABLE
     ours = {TABLE, LABELS}
     if table.is_file():
-        ours |= set(pd.read_csv(table, dtype=str, keep_default_na=False, usecols=["file"])["file"])
+        with suppress(ValueError):  # a table of somebody else's lists nothing of ours
+            ours |= set(pd.read_csv(table, dtype=str, keep_default_na=False, usecols=["file"])["file"])
     if strange := sorted(name for name in files - ours if PurePosixPath(name).name not in _SYSTEM_FILES):
         raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {TABLE} does "
                               "not list, so it is not replaced; move them out or choose another folder")

@@ -219,7 +219,7 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0,
 
     Notes
     -----
-    The score is the mean over 3 x 5 folds grouped by patient of a classifier weighted by class (ridge 0.01).
+    The votes are means over 3 x 5 folds grouped by patient, of a classifier weighted by class (ridge 0.01).
     Classes whose votes differ by less than 0.01 share the guess, so that no score hangs on the last digit of
     a vote. That it can be far above chance with the lungs blacked is the finding of Maguolo and Nanni,
     Information Fusion 76 (2021).

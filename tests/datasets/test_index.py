@@ -64,7 +64,7 @@ def test_training_shortcuts_and_label_signal_follow_it(followed):
     images = index_images(followed / "data", followed / "table.csv")
     parts, _ = read_parts(images, 32, test=True)
     held = {name: {part.dataset.patients[i] for i in part.indices} for name, part in parts.items()}
-    assert not (held["train"] & held["val"] or held["train"] & held["test"] or held["val"] & held["test"])
+    assert sum(map(len, held.values())) == len(set.union(*held.values()))
     n_patients = images["patient"].nunique()
     assert n_patients == 32
     assert audit_shortcuts(images).rows[0].score.n == n_patients
@@ -99,7 +99,8 @@ def test_pattern_goes_before_table_before_name(tmp_path, pattern, table, known, 
 # ---------------------------------------------------------------------------------------------- the tables
 
 @pytest.mark.parametrize("file", [
-    "COVID/images/a.png", "./COVID/images/a.png", "COVID\\images\\a.png", "set/COVID/a.png", "Covid-19/a.jpg", "a", "a.png"])
+    "COVID/images/a.png", "./COVID/images/a.png", "COVID\\images\\a.png", "set/COVID/a.png", "Covid-19/a.jpg",
+    "a", "a.png"])
 def test_a_row_finds_its_image(tmp_path, file):
     put(tmp_path, "COVID/images/a.png", "Normal/images/b.png")
     (tmp_path / "t.csv").write_text(f"file;patient\n{file};P1\n")
@@ -109,14 +110,14 @@ def test_a_row_finds_its_image(tmp_path, file):
 def test_a_row_that_fits_several_images_names_them(tmp_path):
     put(tmp_path, "Normal/a.png", "COVID/a.png")
     (tmp_path / "t.csv").write_text("file,patient\nb,P0\na.png,P1\n")
-    with pytest.raises(ValueError, match=r"line 3: a.png fits 2 images: COVID/a.png, Normal/a.png; expected its path"):
+    with pytest.raises(ValueError, match=r"line 3: a.png fits 2 images: COVID/a.png, Normal/a.png; expected"):
         index_images(tmp_path, tmp_path / "t.csv")
 
 
 def test_cells_are_text_and_say_nothing_where_they_are_blank(tmp_path):
     (tmp_path / "t.csv").write_text(
-        "Image Index,Patient ID,Finding "
-        "Labels,Split\na.png,007,NORMAL,training\nb.png,12.0,2.0,\nc.png,NA,nan,x\n\nd.png, ,Covid-19,TEST\n", encoding="utf-8-sig")
+        "Image Index,Patient ID,Finding Labels,Split\na.png,007,NORMAL,training\nb.png,12.0,2.0,\n"
+        "c.png,NA,nan,x\n\nd.png, ,Covid-19,TEST\n", encoding="utf-8-sig")
     rows = read_table(tmp_path / "t.csv")
     assert rows["patient"].tolist() == ["007", "12", "", ""]
     assert rows["class"].tolist() == ["Normal", "2", "", "COVID"]
@@ -132,7 +133,8 @@ def test_two_patients_of_one_image_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("name,patient\na,b\n", "no column for the image"), ("", "expected a CSV table"), ("file\n\xff", "UTF-8")])
+    ("name,patient\na,b\n", "no column for the image"), ("", "expected a CSV table"),
+    ("file\n\xff", "UTF-8")])
 def test_what_is_no_table_is_said(tmp_path, text, message):
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
@@ -155,7 +157,8 @@ def test_numbers_are_grades_only_among_all_five_or_where_asked(tmp_path):
     assert classes_of(tmp_path / "parts") == list(GRADES)
     assert classes_of(tmp_path / "two") == ["0", "1"]
     assert classes_of(tmp_path / "ends") == ["Healthy", "Severe"]
-    assert classes_of(tmp_path / "two", graded=True) == classes_of(tmp_path / "ends", graded=True) == list(GRADES)
+    for name in ("two", "ends"):
+        assert classes_of(tmp_path / name, graded=True) == list(GRADES)
     assert index_images(tmp_path / "two", graded=True)["class"].tolist() == ["grade_0", "grade_1"]
 
 
@@ -168,7 +171,8 @@ def test_two_numbered_classes_train_a_classifier(tmp_path):
 
 
 def test_folders_inside_a_class_are_no_class(tmp_path):
-    put(tmp_path / "raw", "COVID/patient7/1/2.png", "COVID/Normal/3.png", "Normal/viral/4.png", "Normal/0/images/5.png")
+    put(tmp_path / "raw", "COVID/patient7/1/2.png", "COVID/Normal/3.png", "Normal/viral/4.png",
+        "Normal/0/images/5.png")
     images = index_images(tmp_path / "raw")
     assert images["class"].tolist() == ["COVID", "COVID", "Normal", "Normal"]
     organize(images, tmp_path / "organized")
@@ -214,7 +218,7 @@ def test_a_link_into_another_class_or_split_is_refused(tmp_path, of, target):
     put(tmp_path, "train/COVID/a.png", f"{target}/b.png")
     link = tmp_path / "train" / "COVID" / ("link.png" if of == "file" else "link")
     link.symlink_to(tmp_path / target / ("b.png" if of == "file" else ""))
-    with pytest.raises(ValueError, match=rf"train/COVID/link.*: a link to {target}/b.png, in another class or split"):
+    with pytest.raises(ValueError, match=rf"train/COVID/link.*: a link to {target}/b.png, in another class"):
         index_images(tmp_path)
 
 
@@ -229,20 +233,23 @@ def test_links_out_of_the_folder_and_back_up_are_followed_or_left(tmp_path):
 # -------------------------------------------------------------------------------- nothing without a word
 
 def test_rare_names_of_images_are_taken(tmp_path):
-    put(tmp_path, "Normal/a.jfif", "Normal/b.jpe", "Normal/c.IMA", "Normal/._d.png", "Normal/masks/e.png", ".git/f.png")
+    put(tmp_path, "Normal/a.jfif", "Normal/b.jpe", "Normal/c.IMA", "Normal/._d.png", "Normal/masks/e.png",
+        ".git/f.png")
     dicom = tmp_path / "Normal" / "1.2.840.113619.2.55"
     dicom.write_bytes(bytes(128) + b"DICM" + bytes(20))
-    assert [Path(name).name for name in index_images(tmp_path).index] == ["1.2.840.113619.2.55", "a.jfif", "b.jpe", "c.IMA"]
+    found = [Path(name).name for name in index_images(tmp_path).index]
+    assert found == ["1.2.840.113619.2.55", "a.jfif", "b.jpe", "c.IMA"]
 
 
 def test_images_beside_the_splits_are_named_by_what_leaves_them_out(tmp_path, capsys):
-    put(tmp_path, *(f"{part}/{label}/{i}.png" for part in ("train", "val", "dev") for label in ("Normal", "COVID")
-                    for i in range(2)), "stray.png")
+    put(tmp_path, *(f"{part}/{label}/{i}.png" for part in ("train", "val", "dev")
+                    for label in ("Normal", "COVID") for i in range(2)), "stray.png")
     images = index_images(tmp_path)
     assert (images["class"] == "").sum() == 5
     parts, _ = read_parts(images, 32)
     assert {name: len(part) for name, part in parts.items()} == {"train": 4, "val": 4}
-    assert "5 images are left out, in no class folder of train, val or test: dev/COVID/0.png" in capsys.readouterr().out
+    told = "5 images are left out, in no class folder of train, val or test: dev/COVID/0.png"
+    assert told in capsys.readouterr().out
     summary = split(images, tmp_path.with_name("out"), dry_run=True)
     assert summary.left_out == {"not in a class folder": images.index[images["class"] == ""].tolist()}
 
@@ -271,7 +278,8 @@ def test_home_is_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: None, "no such folder"), (lambda path: path.write_text(""), "a file"),
-    (lambda path: path.mkdir(), "empty folder"), (lambda path: put(path, "notes.txt"), r"no radiographs among 1 files \(1 .txt\)")])
+    (lambda path: path.mkdir(), "empty folder"),
+    (lambda path: put(path, "notes.txt"), r"no radiographs among 1 files \(1 .txt\)")])
 def test_what_holds_no_images_is_said(tmp_path, make, message):
     make(tmp_path / "data")
     with pytest.raises(ValueError, match=message):
@@ -289,7 +297,8 @@ def test_a_label_file_says_which_class_has_which_number(tmp_path):
     assert folder.samples == [(str(tmp_path / "COVID/a.png"), 0), (str(tmp_path / "NORMAL/b.png"), 1)]
 
 
-@pytest.mark.parametrize("labels", [[["../a.png", 0]], [["/a.png", 0]], [["a.png", -1]], [["a.png"]], [], "x"])
+@pytest.mark.parametrize("labels", [
+    [["../a.png", 0]], [["/a.png", 0]], [["a.png", -1]], [["a.png"]], [], "x"])
 def test_label_files_that_lead_out_or_say_nothing_are_refused(tmp_path, labels):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(ValueError, match=r"dataset.json: expected"):

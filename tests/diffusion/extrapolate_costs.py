@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from compare_peers import machine
 
-from genailab_helpers.diffusion.training import train_image_diffusion
 from genailab_helpers.checkpoints import whole_file
+from genailab_helpers.diffusion.training import train_image_diffusion
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (64, 128, 256)

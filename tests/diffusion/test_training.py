@@ -13,12 +13,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from genailab_helpers.checkpoints import load_checkpoint
 from genailab_helpers.diffusion import training
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.process import Denoiser, load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
 from genailab_helpers.diffusion.training import Muon, TrainingStopped, train_image_diffusion
-from genailab_helpers.checkpoints import load_checkpoint
 
 
 class Bars(Dataset):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from genailab_helpers.checkpoints import whole_file
 from genailab_helpers.datasets.folders import list_radiographs, read_radiographs
 from genailab_helpers.diffusion.evaluation import radial_spectrum
-from genailab_helpers.checkpoints import whole_file
 
 TARGET = Path(__file__).parents[2] / "data" / "samples" / "reference_curves.json"
 IMG_SIZE = 128

@@ -226,9 +226,10 @@ def test_hospitals_differ_in_prevalence_marks_and_machine_and_in_nothing_else() 
             for finding in (0, 2):  # whatever the finding
                 of_it = chests.confounders[chests.finding == finding, CONFOUNDERS.index(confounder)]
                 assert abs(of_it.float().mean() - rate) < 0.12, (confounder, finding)
-    assert torch.equal(here.lung_width, there.lung_width)
-    assert torch.equal(here.severity, there.severity)
-    torch.testing.assert_close(there.window - here.window, torch.full((2000,), 0.5))
+    assert not torch.equal(here.lung_width, there.lung_width)  # other people
+    assert torch.allclose(here.lung_width.mean(0), there.lung_width.mean(0), atol=0.002)
+    assert abs(here.severity.mean() - there.severity.mean()) < 0.03
+    assert abs(there.window.mean() - here.window.mean() - 0.5) < 0.03
     with pytest.raises(ValueError, match="hospital='C': expected one of A, B, or a Hospital"):
         sample_hospital(3, "C")
 

@@ -215,8 +215,7 @@ def classify(model: _Model, files: _Files) -> None:
 
 
 def _load(model: Path, graded: bool) -> "tuple[Classifier, dict[str, float], int | None]":
-    """Read a model of the right kind, its thresholds, and the bits a pixel of the images that it was
-    trained on."""
+    """Read a model of the right kind, its thresholds, and the bit depth of the images it was trained on."""
     from genailab_helpers.checkpoints import load_checkpoint
     from genailab_helpers.classification.training import load_classifier
     from genailab_helpers.datasets.names import GRADES

@@ -252,8 +252,7 @@ _Box = tuple[float, float, float, float]
 
 
 def brightest_undeclared(path: str | Path) -> float:
-    """Return the brightest pixel of a file of more than 8 bits that does not say how many it uses; 0 of any
-    other."""
+    """Return the brightest pixel of a file of more than 8 bits that does not say how many; 0 of others."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
             if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
@@ -265,14 +264,12 @@ def brightest_undeclared(path: str | Path) -> float:
 
 
 def smallest_bit_depth(brightest: float) -> int:
-    """Return the smallest number of bits, of those that detectors deliver, that holds a pixel of this
-    value."""
+    """Return the smallest number of bits that detectors deliver and that holds a pixel of this value."""
     return next(bits for bits in (*_BIT_DEPTHS, 32) if brightest <= 2**bits - 1)
 
 
 def _significant_bits(path: Path) -> int | None:
-    """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow does not
-    tell."""
+    """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow drops."""
     with path.open("rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return None
@@ -316,8 +313,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 def _to_unit_scale(values: np.ndarray, declared: int | None, bit_depth: int | None,
                    guessed: list[int]) -> np.ndarray:
-    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents; note a number of bits if
-    guessed."""
+    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents; note a guess of bits."""
     lowest, highest = float(values.min()), float(values.max())
     if not np.isfinite(lowest + highest):
         raise ValueError("some pixels are infinite or not a number")

@@ -492,8 +492,7 @@ def _mixed_views(data: Evidence) -> Found:
 
 
 def _symmetry(images: Tensor) -> np.ndarray:
-    """(N,) best correlation of each image with its mirror image, over shifts of up to a fifth of its
-    width."""
+    """(N,) best correlation of each image with its mirror image, shifted by up to a fifth of its width."""
     small = F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
     strips = [small[..., max(0, d):32 + min(0, d)] for d in range(-6, 7)]
     likeness = [(_standardised(strip) * _standardised(strip.flip(-1))).sum(1) for strip in strips]

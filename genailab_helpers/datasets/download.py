@@ -162,8 +162,7 @@ def _write(part: Any, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the folder in which splits or classes stand: these, and the files beside them; of a double copy,
-    one."""
+    """Copy what stands beside and in the splits or classes; of a double copy, one."""
     images = index_images(source)
     placed = images[images["class"] != ""]
     base = source.joinpath(*placed.index[0].split("/")[:images.attrs["depth"]])

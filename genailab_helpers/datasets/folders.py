@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -158,8 +159,7 @@ def read_images(images: pd.DataFrame, img_size: int,
 
 
 class _Pixels:
-    """Decoded images of one size: n keys of 16 bytes, n checksums of 4, then n squares of 8-bit pixels in a
-    file.
+    """Decoded images of one size in a file: n keys of 16 bytes, n checksums of 4, n squares of 8-bit pixels.
 
     A key is a hash of the image's path, size and times of change: what changed is decoded again. The file
     is named by folder, image size, reader and keys, and no row of it ever moves, so two processes that fill
@@ -220,16 +220,18 @@ class _Pixels:
     def _open(self) -> None:
         """Find the file, and the rows of the images in it."""
         keys = [_key(name, path) for name, path in self.images["path"].items()]
-        self.file, known = self._find(keys)
-        self.n_rows = len(known)
+        for _ in range(3):
+            with suppress(FileNotFoundError):  # another process has just moved on to a larger file
+                self.file, known = self._find(keys)
+                self.n_rows = len(known)
+                self.sums = np.fromfile(self.file, np.uint32, self.n_rows, offset=16 * self.n_rows)
+                break
         self.rows = np.array([known[key] for key in keys], dtype=int)
-        self.sums = np.fromfile(self.file, np.uint32, self.n_rows, offset=16 * self.n_rows)
         self.checked = np.zeros(len(keys), dtype=bool)
         self.bit_depth = int(self.file.stem.split("-")[2]) or None
 
     def _find(self, keys: list[bytes]) -> tuple[Path, dict[bytes, int]]:
-        """Return a file that has rows for all keys, and its rows by key; make it from an older one if need
-        be."""
+        """Return a file with rows for all keys, made from an older one if need be, and its rows by key."""
         folder = cache_folder() / "images"
         folder.mkdir(exist_ok=True, mode=0o700)
         place = f"{os.path.realpath(self.images.attrs['root'])}\0{self.img_size}\0{_READER}"
@@ -241,6 +243,8 @@ class _Pixels:
         with FileLock(folder / f"{prefix}.lock"):
             old = next(folder.glob(f"{prefix}-*-{bits}.u8"), None)
             known = self._known(old) if old else {}
+            if old and set(keys) <= known.keys():  # another process has just made it
+                return old, known
             if len(known) > 3 * len(self.images.attrs["bit_depth"].paths) + 1000:  # most are gone or changed
                 known = {}
             every = {key: row for row, key in enumerate({**known, **dict.fromkeys(keys, 0)})}
@@ -407,8 +411,7 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
 
 
 def part_images(part: Any) -> pd.DataFrame:
-    """Return the table of a part, a Subset of a `RadiographFolder`, with the column `label`: the number of
-    the class."""
+    """Return the table of a part, a Subset of a `RadiographFolder`, and the column `label`: class numbers."""
     whole = part.dataset
     return whole.images.assign(label=whole.targets).iloc[list(part.indices)]
 

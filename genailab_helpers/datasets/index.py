@@ -141,8 +141,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
 def _tabulate(root: Path, names: Sequence[str], classes: Sequence[str], splits: Sequence[str],
               table: str | Path | None = None, graded: bool = False) -> pd.DataFrame:
-    """Make the table of an index; a CSV table says of whom the images are, else file names do, else nobody
-    does."""
+    """Make the table of an index; a CSV table says whose the images are, else file names, else nobody."""
     images = pd.DataFrame({"path": [str(root / name) for name in names], "class": classes, "split": splits,
                            "patient": [known_patient(posixpath.basename(name)) for name in names]},
                           index=pd.Index(names, name="image", dtype=str))
@@ -204,8 +203,7 @@ def _looks_like_radiograph(path: str) -> bool:
 
 
 def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
-    """Return at which depth splits or known classes stand, below folders that hold nothing beside them;
-    else 0."""
+    """Return at which depth splits or known classes stand, below folders that hold nothing else; or 0."""
     def known(depth: int) -> set[str]:
         names = {part[depth] for part in folders if len(part) > depth}
         named = {canonical_split(name) or canonical_class(name) for name in names}
@@ -350,8 +348,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _index_labels(file: Path) -> pd.DataFrame:
-    """List the images of a label file as StyleGAN2-ADA reads it; the file says which class has which
-    number."""
+    """List the images of a label file as StyleGAN2-ADA reads it, whose numbers the classes have."""
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))["labels"]
         pairs = [(PurePosixPath(name), int(label)) for name, label in listed]

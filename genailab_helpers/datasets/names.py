@@ -86,8 +86,7 @@ def canonical_split(name: str) -> str:
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
-    """Put canonical class names into their order: grades, then findings, then others by alphabet, each
-    once."""
+    """Put class names into their order, each once: grades, then findings, then others by alphabet."""
     known = (*GRADES, *FINDINGS)
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
 

@@ -611,8 +611,7 @@ def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:
 
 def _fill(new: Path, placed: pd.DataFrame,
           make: Callable[[str, Path], object] | None) -> tuple[pd.DataFrame, list[str]]:
-    """Make the files of a folder and their table; return what was made, and why the rest could not be
-    read."""
+    """Make the files of a folder and their table; return what was made, and why the rest was not."""
     def made(path: str, file: str) -> str:
         try:
             if make:

@@ -172,8 +172,7 @@ class LabelSignal:
 
     @property
     def absent(self) -> bool:
-        """Whether it is shown that they tell next to nothing: the interval ends below 5 points above
-        chance."""
+        """Whether they are shown to tell next to nothing: the interval ends below chance + 0.05."""
         return not self.signal and self.score.high < self.chance + EFFECT
 
     def __str__(self) -> str:
@@ -411,8 +410,7 @@ def _guesses(found: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def _p_value(guesses: np.ndarray, data: _Labels, seed: int, ordered: bool = False) -> float:
-    """Return how often labels dealt anew to whole patients agree with the guesses as well as the true ones
-    do.
+    """Return how often labels dealt anew to whole patients agree with the guesses as well as the true ones.
 
     Agreement is balanced accuracy; of ordered classes, the covariance of true and guessed place. The guesses
     were made with the true labels of other patients, which makes them a little worse than chance where there

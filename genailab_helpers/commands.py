@@ -236,8 +236,9 @@ def sample(
     places = ((np.arange(n_samples) + 0.5) * len(of_films) / n_samples).astype(int)
     labels = torch.from_numpy(of_films[places])
     counts = np.bincount(labels, minlength=len(classes)).tolist()
+    model_hash = hashlib.blake2b((run_folder / MODEL).read_bytes(), digest_size=16).hexdigest()
     open_run(output, {"classes": dict(zip(classes, counts, strict=True)), "seed": seed, "guidance": guidance,
-                      "model": hashlib.sha256((run_folder / MODEL).read_bytes()).hexdigest()})
+                      "model": model_hash})
     digits = max(4, len(str(n_samples)))
     paths = [output / "films" / list(classes)[label] / f"generated_{i:0{digits}d}.png"
              for i, label in enumerate(labels.tolist(), 1)]

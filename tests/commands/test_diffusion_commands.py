@@ -264,11 +264,18 @@ def test_evaluate_finds_copies_of_the_named_training_films(tmp_path: Path,
     assert "No --train" not in out
 
 
-def test_evaluate_splits_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told_by", ["names", "films.csv"])
+def test_evaluate_splits_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str) -> None:
     """Two equal films a patient: a film on both sides would mean that its patient is on both."""
-    real = write_films(tmp_path / "real", 20, seed=3)
-    for path in list(real.iterdir()):
-        Image.open(path).save(path.with_name(path.name.replace("_virus_1", "_virus_2")))
+    real, rows = write_films(tmp_path / "real", 20, seed=3), ["file,patient"]
+    for i, path in enumerate(list(real.iterdir())):
+        for visit in (1, 2):
+            name = f"person{i}_virus_{visit}.png" if told_by == "names" else f"image_{visit}{i:02}.png"
+            Image.open(path).save(real / name)
+            rows.append(f"{name},P{i}")
+        path.unlink()  # person30_virus_1.png and so on: other names than those
+    if told_by == "films.csv":
+        (real / "films.csv").write_text("\n".join(rows) + "\n")
     seen = {}
     monkeypatch.setattr(evaluation, "evaluate", lambda _, train, held_out: seen.update(t=train, h=held_out))
     run("evaluate", write_films(tmp_path / "generated", 2, seed=4), real)

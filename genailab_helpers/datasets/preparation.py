@@ -387,9 +387,10 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
         If the lists differ in length or `ratios` are not as above.
 
     Notes
-    ----- Twenty folds by scikit-learn's StratifiedGroupKFold; of 1,000 ways to give them to the splits, the
-    one that keeps the classes best. Fewer than twenty groups are dealt one by one, the largest first, each
-    to the split that lacks most of its classes.
+    -----
+    Twenty folds by scikit-learn's StratifiedGroupKFold; of 1,000 ways to give them to the
+    splits, the one that keeps the classes best. Fewer than twenty groups, or images of each class, are
+    dealt one by one, the largest first, each to the split that lacks most of its classes.
     """
     labels, groups = np.asarray(list(labels), dtype=str), np.asarray(list(groups), dtype=str)
     if len(labels) != len(groups):
@@ -401,7 +402,7 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
     counts = np.zeros((len(names), code.max() + 1))  # images by group and class
     np.add.at(counts, (member, code), 1)
     share = np.array(list(n_folds.values())) / N_FOLDS
-    if len(names) < N_FOLDS:
+    if min(len(names), counts.sum(0).max()) < N_FOLDS:
         lack = share[:, None] * counts.sum(0)
         of_group = np.empty(len(names), dtype=int)
         for group in np.lexsort((rng.permutation(len(names)), -counts.sum(1))):

@@ -146,6 +146,11 @@ def test_nih_sized_set_within_a_minute() -> None:
     assert points_off([labels[i] for i in large], [chosen[i] for i in large]) < 1.5
 
 
+def test_classes_of_fewer_images_than_folds_are_divided() -> None:
+    chosen = Counter(zip("abcde" * 14, assign_splits("abcde" * 14, map(str, range(70))), strict=True))
+    assert [[chosen[label, name] for name in SPLITS] for label in "abcde"] == [[10, 2, 2]] * 5
+
+
 @pytest.mark.parametrize("ratios", [(0.7, 0.3), (0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (0.0, 0.0, 0.0)])
 def test_ratios_that_are_none(ratios: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="sum to 1"):

@@ -120,7 +120,8 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
         If `img_size` is no whole number or below 16.
 
     Notes
-    ----- Black and white are the ends of the *scale*, not the darkest and lightest pixel of the image, so
+    -----
+    Black and white are the ends of the *scale*, not the darkest and lightest pixel of the image, so
     contrast and exposure stay what they were and nothing is clipped. 8-bit files have the scale 0 to 255.
     Deeper ones (mode `I;16`, `I`, `F`) have the scale 0 to 2^b - 1: b is what the PNG chunk sBIT says, else
     `bit_depth`, else the smallest of 8, 10, 12, 14, 15, 16 that holds the brightest pixel (a 10-bit image

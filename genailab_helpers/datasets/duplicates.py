@@ -85,7 +85,8 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
         If `images` is not a batch as above.
 
     Notes
-    ----- At first 270 flips, turns, zooms and shifts of each image are correlated with all others at 16x16
+    -----
+    At first 270 flips, turns, zooms and shifts of each image are correlated with all others at 16x16
     points, then the five likest images of each are aligned with it by Gauss-Newton steps on an affine map,
     from coarse to fine, to the greatest correlation (Evangelidis and Psarakis 2008, IEEE TPAMI 30:1858).
     What is compared is the image less its local mean, divided by its local spread, which brightness,

@@ -82,7 +82,8 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
         folders, or if an argument is not as above.
 
     Notes
-    ----- Pixels are kept in 8 bits: an item differs from `read_radiograph` by at most half a level, 1/255
+    -----
+    Pixels are kept in 8 bits: an item differs from `read_radiograph` by at most half a level, 1/255
     in the range [-1, 1]. An item is read from the cache when it is asked for, so memory does not grow with
     the number of images but for their table.
     """

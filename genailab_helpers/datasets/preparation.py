@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import textwrap
 import unicodedata
 import warnings
 from collections import Counter
@@ -78,12 +79,13 @@ class Summary(NamedTuple):
         images = counts.sum(axis=1)
         shown = {split: [f"{n} {n / max(of, 1):6.1%}" for n, of in zip(counts[split], images, strict=True)]
                  for split in SPLITS if split in counts}
-        table = [pd.DataFrame({**shown, "images": images}).to_string()] if self.counts else []
-        lines = [self.title, *table]
+        table = pd.DataFrame({**shown, "images": images}).rename_axis(index=None, columns="class").to_string()
+        lines = []
         for reason, names in self.left_out.items():
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"left out, {reason} ({len(names)}): {', '.join(names[:3])}{more}")
-        return "\n".join([*lines, *self.notes])
+        wrapped = [textwrap.fill(line, 100, subsequent_indent="  ") for line in [*lines, *self.notes]]
+        return "\n".join([self.title, *([table] if self.counts else []), *wrapped])
 
 
 def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool = False) -> Summary:

@@ -201,7 +201,8 @@ class Evidence:
         small = F.interpolate(batch, (16, 16), mode="bilinear", antialias=True) if len(kept) else batch
         self.shapes = _standardised(small)  # of 16 x 16 pixels, without brightness and contrast
         self.dicom = {name: dicom_header(Path(path)) for name, path in images["path"].items()}
-        self.traces = {name: find_traces(Path(path)) for name, path in images["path"].items()}
+        self.traces = {name: find_traces(Path(path), self.dicom[name])
+                       for name, path in images["path"].items()}
         self.headers, self.reasons = {}, {}  # properties of the files; why images cannot be read
         for name, path in images["path"].items():
             try:
@@ -659,7 +660,7 @@ def _margins(features: np.ndarray, images: Tensor, label: np.ndarray,
     probe = (probe - probe.mean(1, keepdims=True)) / (probe.std(1, keepdims=True) + 1e-6)
     kinds = [(x - x.mean(0)) / (x.std(0) + 1e-6) / np.sqrt(x.shape[1]) for x in (features, probe)]
     folds = shortcuts.folds_by_patient(patient)
-    found = shortcuts.votes(shortcuts.gaussian_kernel(np.hstack(kinds)), label, folds, ridge=0.001)
+    found = shortcuts.votes(shortcuts.gaussian_kernel(np.hstack(kinds)), label, folds, ridge=0.001).mean(0)
     own = found[np.arange(len(label)), label]
     found[np.arange(len(label)), label] = -np.inf
     margin = (own - found.max(1)) / 2

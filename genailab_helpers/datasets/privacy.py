@@ -102,9 +102,8 @@ class Traces(NamedTuple):
     numbered: bool
 
 
-def find_traces(path: Path) -> Traces:
+def find_traces(path: Path, header: dict[str, str]) -> Traces:
     """Read DICOM elements, EXIF tags, text chunks and comments of one image; of a damaged file, none."""
-    header = dicom_header(path)
     removed = header.get("PatientIdentityRemoved") == "YES"
     personal, texts = [], []
     for name in () if removed else _PERSON_FIELDS:

@@ -103,9 +103,8 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
         Side in pixels, at least 16: the image is squashed to a square, antialiased, as
         `torchvision.transforms.Resize((img_size, img_size))` does. By default the image keeps its size.
     bit_depth : int, optional
-        Bits a pixel of a file of more than 8 bits that does not say how many it uses, as `index.bit_depth`
-        finds them for a whole data set. By default they are guessed from the brightest pixel, with a
-        warning.
+        Bits a pixel of a file of more than 8 bits that does not say how many it uses, as `index.BitDepth`
+        finds them for a whole data set. By default they are guessed from the brightest pixel, with a warning.
 
     Returns
     -------
@@ -253,20 +252,20 @@ _Box = tuple[float, float, float, float]
 
 
 def brightest_undeclared(path: str | Path) -> float:
-    """Return the brightest pixel of a file of more than 8 bits that does not say how many; 0 of others."""
+    """Return the brightest pixel of a file of 9 to 16 bits that does not say how many; 0 of others."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
             if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
                 return 0.0
             values = np.asarray(image)
-            return float(values.max()) if values.min() >= 0 and values.max() > _UNIT else 0.0
+            return float(values.max()) if values.min() >= 0 and _UNIT < values.max() < 2**16 else 0.0
     except Exception:  # whoever reads it says what is wrong with it
         return 0.0
 
 
 def smallest_bit_depth(brightest: float) -> int:
     """Return the smallest number of bits that detectors deliver and that holds a pixel of this value."""
-    return next(bits for bits in (*_BIT_DEPTHS, 32) if brightest <= 2**bits - 1)
+    return next(bits for bits in _BIT_DEPTHS if brightest <= 2**bits - 1)
 
 
 def _significant_bits(path: Path) -> int | None:

@@ -258,6 +258,16 @@ def test_files_that_say_their_bits_or_have_eight_need_no_depth(tmp_path):
     assert index_images(root).attrs["bit_depth"].bits is None
 
 
+def test_what_no_detector_delivers_is_stretched_alone(tmp_path):
+    """Values above 16 bits in one file say nothing about the bits of the others."""
+    root = make_deep(tmp_path / "set", 4095)
+    ramp = np.linspace(0, 1e5, 32 * 32, dtype=np.float32).reshape(32, 32)
+    Image.fromarray(ramp).save(root / "a" / "large.tif")
+    images = RadiographFolder(root, 32)
+    assert images.bit_depth == 12
+    assert images[0][0].max() == images[1][0].max() == 1
+
+
 # ---------------------------------------------------------------- the cache
 
 def test_a_set_seen_before_is_opened_without_opening_an_image(tmp_path, monkeypatch):

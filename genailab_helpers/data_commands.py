@@ -176,9 +176,8 @@ def cache(
 
     from genailab_helpers.checkpoints import cache_folder
 
-    folder = cache_folder()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if clear:
-        for name in CACHES:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    typer.echo(f"{folder}: {size / 1e6:,.0f} MB" + " emptied" * clear)
+    folders = [cache_folder() / name for name in CACHES]
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    for folder in folders if clear else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    typer.echo(f"{cache_folder()}: {size / 1e6:,.0f} MB" + " emptied" * clear)

@@ -120,8 +120,9 @@ def _train(graded: bool, data: Path, output: Path, loss: str, backbone: str, img
         truth = part_images(parts["val"])["label"].to_numpy()
         found = result.model.predict(torch.stack([image for image, _ in parts["val"]])).probabilities
         thresholds = {name: choose_threshold(truth == k, found[:, k]) for k, name in enumerate(classes)}
-    bit_depth = parts["train"].dataset.bit_depth
-    told = {**recipe, "data": data.resolve().name, "bit_depth": bit_depth}  # names no folder of this machine
+    told = {**recipe, "data": data.resolve().name}  # a model that travels names no folder of this machine
+    if bit_depth := parts["train"].dataset.bit_depth:
+        told["bit_depth"] = bit_depth
     save_classifier(output / MODEL, result.model, run=told, thresholds=thresholds)
     typer.echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
                f"the model is that of epoch {result.best_epoch + 1}, the best on val")

@@ -225,8 +225,8 @@ class Evidence:
         The first principal component, which inverted images do not weaken, unlike the mean.
         """
         left, scale, _ = torch.linalg.svd(self.shapes.flatten(1), full_matrices=False)
-        first = (left[:, :1] * scale[:1]).sum(1).numpy()
-        return first if np.median([*first, 0]) >= 0 else -first
+        first = (left[:, :1] * scale[:1]).sum(1).numpy()  # of no image, nothing
+        return first if not len(first) or np.median(first) >= 0 else -first
 
     @cached_property
     def exposure(self) -> tuple[np.ndarray, np.ndarray]:
@@ -255,11 +255,12 @@ class Evidence:
                     and not re.fullmatch(r"\..*|masks|images|__macosx", path.name.lower())
                     and path.resolve() not in (home, *home.parents)]  # a link back up
 
-        home = self.root.resolve()
-        bases = [path for path in inner(self.root) if canonical_split(path.name)] or [self.root]
-        rows = [(canonical_split(base.name) if base != self.root else "", canonical_class(path.name),
+        home, depth = self.root.resolve(), self.images.attrs.get("depth", 0)
+        top = self.root.joinpath(*self.images.index[0].split("/")[:depth])  # below folders that hold only it
+        bases = [path for path in inner(top) if canonical_split(path.name)] or [top]
+        rows = [(canonical_split(base.name) if base != top else "", canonical_class(path.name),
                  path.relative_to(self.root).as_posix()) for base in bases for path in inner(base)]
-        held = {"/".join(name.split("/")[:i]) for name in self.images.index for i in (1, 2)}
+        held = {"/".join(name.split("/")[:depth + i]) for name in self.images.index for i in (1, 2)}
         return pd.DataFrame([(*row, row[2] not in held) for row in rows],
                             columns=["split", "class", "name", "empty"]).astype({"empty": bool})
 

@@ -260,6 +260,15 @@ def test_missing_class_in_a_split(split, quick):
     assert messages == ["No image of val/Pneumonia."]
 
 
+def test_folders_around_the_data_set_hide_no_class_and_lack_none(split, quick, tmp_path):
+    shutil.copytree(split, tmp_path / "archive" / "chest_xray")
+    assert not {"missing class", "empty class", "outside classes"} & grave(audit(tmp_path / "archive"))
+    shutil.rmtree(tmp_path / "archive" / "chest_xray" / "test" / "Normal")
+    (tmp_path / "archive" / "chest_xray" / "val" / "COVID").mkdir()
+    assert "No image of test/Normal" in str(audit(tmp_path / "archive"))
+    assert found(audit(tmp_path / "archive"), "empty class") == ["chest_xray/val/COVID"]
+
+
 def test_expected_classes(whole, quick):
     report = audit(whole, classes=["NORMAL", "Covid-19"])
     assert "No image of COVID." in str(report)

@@ -14,8 +14,11 @@ INSTALL := $(if $(UV),"$(UV)" pip install --python $(BIN)/python,$(BIN)/python -
 # On Linux without a graphics card: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-# Tests have a cache of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
+# Tests have caches of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
+# Matplotlib's too: a list of fonts written while an environment was removed warns in every formula afterwards.
 TEST_CACHE := $(abspath build/cache)
+test test-slow record: export GENAILAB_CACHE := $(TEST_CACHE)
+test test-slow record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
 
 # Tests on real films skip where this is unset.
 ifneq ($(wildcard ../shared/data),)
@@ -30,7 +33,6 @@ help: ## list these targets
 run: $(MADE) ## execute every lesson; notebooks and pages go to build/
 	$(BIN)/genailab run
 
-test: export GENAILAB_CACHE := $(TEST_CACHE)
 test: $(MADE_TEST) ## ruff, mypy, the quick tests, then every notebook against its recorded outputs
 	rm -rf $(TEST_CACHE)
 	$(BIN)/ruff check .
@@ -38,7 +40,6 @@ test: $(MADE_TEST) ## ruff, mypy, the quick tests, then every notebook against i
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-test-slow: export GENAILAB_CACHE := $(TEST_CACHE)
 test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 	$(BIN)/python -m pytest -m slow || { code=$$?; \
 		test $$code -eq 5 && ! grep -rq "mark\.slow" tests --include="*.py" || exit $$code; }
@@ -46,7 +47,6 @@ test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks
 
-record: export GENAILAB_CACHE := $(TEST_CACHE)
 record: $(MADE) ## execute the notebooks and write their outputs, the reference of the tests
 	rm -rf $(TEST_CACHE)
 	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb

@@ -51,12 +51,12 @@ record: $(MADE) ## execute the notebooks and write their outputs, the reference 
 	rm -rf $(TEST_CACHE)
 	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb
 
-bench: $(MADE_BENCH) ## run every bench_*.py script under tests/, one after the other
-	@missed=0; for script in $$(find tests -name "bench_*.py" | sort); do \
+bench: $(MADE_BENCH) ## run every bench_*.py script under benchmarks/, one after the other
+	@missed=0; for script in benchmarks/bench_*.py; do \
 		echo "== $$script"; $(BIN)/python $$script || missed=1; done; exit $$missed
 
 bench-diffusion: $(MADE_BENCH) ## our diffusion engine beside its peers: hours; may be stopped, and goes on
-	$(BIN)/python tests/diffusion/compare_peers.py
+	$(BIN)/python benchmarks/compare_peers.py
 
 clean: ## remove the environment, build/ and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,15 +22,17 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def load_script(request: pytest.FixtureRequest) -> Callable[[str], ModuleType]:
-    """Give the function that imports a script beside the test by its name."""
+def load_script() -> Callable[[str], ModuleType]:
+    """Give the function that imports a script of benchmarks/ by its name."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, request.path.with_name(f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        sys.path.insert(0, str(request.path.parent))  # as for a script: it imports what lies beside it
+        sys.path.insert(0, str(folder))  # as for a script: it imports what lies beside it
         spec.loader.exec_module(module)
         sys.path.pop(0)
         return module

@@ -87,15 +87,15 @@ def test_tests_have_a_cache_of_their_own(clone: Path) -> None:
 
 
 def test_bench_runs_every_script_also_after_a_failure(clone: Path) -> None:
-    (clone / "tests" / "room").mkdir()
-    for name in ("tests/bench_a.py", "tests/room/bench_b.py", "tests/test_c.py"):
+    (clone / "benchmarks").mkdir()
+    for name in ("benchmarks/bench_a.py", "benchmarks/bench_b.py", "benchmarks/record_c.py"):
         (clone / name).touch()
     script(clone / ".venv" / "bin" / "python", 'echo "ran $1"')
     said = make(clone, "bench")
     assert said.returncode == 0
     assert [line for line in said.stdout.splitlines() if line.startswith("ran")] == [
-        "ran tests/bench_a.py", "ran tests/room/bench_b.py"]
+        "ran benchmarks/bench_a.py", "ran benchmarks/bench_b.py"]
     script(clone / ".venv" / "bin" / "python", 'echo "ran $1"; exit 3')
     failed = make(clone, "bench")
     assert failed.returncode != 0
-    assert "ran tests/room/bench_b.py" in failed.stdout  # a missed bar hides no other figure
+    assert "ran benchmarks/bench_b.py" in failed.stdout  # a missed bar hides no other figure

@@ -11,8 +11,8 @@ from PIL import Image
 from genailab_helpers.datasets.audit import audit_images
 from genailab_helpers.datasets.index import index_images
 
-SAMPLES = Path(__file__).parents[2] / "data" / "samples"
-FOLDER = SAMPLES / "faulty_chests"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "data" / "samples" / "faulty_chests"
 PLANTED: dict[str, list[str]] = json.loads((FOLDER / "planted.json").read_text())
 
 
@@ -21,7 +21,8 @@ def files_of(root: Path) -> dict[str, Path]:
 
 
 def test_the_recorded_command_makes_the_folder_again_and_it_is_small(tmp_path):
-    subprocess.run([sys.executable, SAMPLES / "make_faulty_chests.py", tmp_path / "again"], check=True)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "make_faulty_chests.py", tmp_path / "again"],
+                   check=True)
     shipped, again = files_of(FOLDER), files_of(tmp_path / "again")
     assert shipped.keys() == again.keys()
     assert sum(path.stat().st_size for path in shipped.values()) < 2_000_000

@@ -1,6 +1,6 @@
 """Measure the curves that lesson 2 shows where no real films are at hand.
 
-    python tests/phantoms/reference_curves.py FOLDER_OF_FILMS "where they are from"
+    python benchmarks/reference_curves.py FOLDER_OF_FILMS "where they are from"
 
 Writes data/samples/reference_curves.json: averages over films, from which no film can be told.
 """
@@ -15,7 +15,7 @@ from genailab_helpers.checkpoints import whole_file
 from genailab_helpers.datasets.folders import list_radiographs, read_radiographs
 from genailab_helpers.diffusion.evaluation import radial_spectrum
 
-TARGET = Path(__file__).parents[2] / "data" / "samples" / "reference_curves.json"
+TARGET = Path(__file__).parents[1] / "data" / "samples" / "reference_curves.json"
 IMG_SIZE = 128
 N_BINS = 40
 

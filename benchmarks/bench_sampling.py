@@ -17,7 +17,7 @@ from genailab_helpers.diffusion.process import Denoiser, load_denoiser
 from genailab_helpers.diffusion.sampling import generate
 from genailab_helpers.features import lite0_features
 
-MODEL = Path(__file__).parents[2] / "data" / "samples" / "chest_diffusion_64" / "model.safetensors"
+MODEL = Path(__file__).parents[1] / "data" / "samples" / "chest_diffusion_64" / "model.safetensors"
 N_TIMED, SECONDS_BAR = 48, 2.0
 N_JUDGED, FEW, MANY, RATIO_BAR = 400, 20, 250, 0.1
 

@@ -1,6 +1,6 @@
 """Render the folder of lesson 1: chest phantoms sorted into classes and splits, with faults planted in them.
 
-    python data/samples/make_faulty_chests.py data/samples/faulty_chests
+    python benchmarks/make_faulty_chests.py data/samples/faulty_chests
 
 Every image is a phantom; the names of people are invented. `planted.json` in the folder is the answer key:
 which fault lies in which files.

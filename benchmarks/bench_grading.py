@@ -1,7 +1,7 @@
 """Grade spines with every loss, with few labels and with borrowed weights: the table that lesson 4 reads.
 
-    python tests/classification/bench_grading.py             what `make bench` runs
-    python tests/classification/bench_grading.py --record    make table and model in data/samples anew
+    python benchmarks/bench_grading.py             what `make bench` runs
+    python benchmarks/bench_grading.py --record    make table and model in data/samples anew
 
 The check trains the shipped arm with all seeds and every other arm with the first seed, and compares with the
 bars and with the table. A recording that was interrupted goes on; its rows lie in build/grading_rows.
@@ -42,7 +42,7 @@ from genailab_helpers.phantoms.spine import (
     simulate_raters,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TABLE, ROWS = ROOT / "data/samples/grading_table.json", ROOT / "build/grading_rows"
 MODEL = ROOT / "data/samples/spine_grader.safetensors"
 IMG_SIZE = 96

@@ -1,7 +1,7 @@
 """Shortcuts, another hospital, and made-up films: the table that lesson 5 reads.
 
-    python tests/classification/bench_covid.py             what `make bench` runs
-    python tests/classification/bench_covid.py --record    make table and model in data/samples anew
+    python benchmarks/bench_covid.py             what `make bench` runs
+    python benchmarks/bench_covid.py --record    make table and model in data/samples anew
 
 The check trains every arm with its first seed and compares with the bars and with the table. A recording that
 was interrupted goes on; its rows, and the generators, lie in build/covid_rows.
@@ -44,7 +44,7 @@ from genailab_helpers.phantoms.chest import (
     sample_hospital,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TABLE, ROWS = ROOT / "data/samples/covid_table.json", ROOT / "build/covid_rows"
 MARKER_MODEL, MODEL = (ROOT / f"data/samples/{name}_classifier.safetensors" for name in ("marker", "covid"))
 IMG_SIZE, BATCH_SIZE, LR = 64, 32, 3e-3

@@ -1,6 +1,6 @@
 """Fine-tune on real films, pixels only, patients whole: how good, and how good without any lung?
 
-    GENAILAB_REAL_DATA=FOLDER python tests/classification/bench_films.py
+    GENAILAB_REAL_DATA=FOLDER python benchmarks/bench_films.py
 
 On covid_1125 (Ozturk et al. 2020) five folds grouped by patient, every film cut to its middle square and
 made equally large, so that neither shape nor size nor any property of the file is seen; on chest_xray
@@ -33,7 +33,7 @@ from genailab_helpers.datasets.shortcuts import ShortcutReport, audit_shortcuts
 from genailab_helpers.features import lite0_features
 from genailab_helpers.statistics import grouped_folds
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "build/film_rows"
 IMG_SIZE, N_EPOCHS, N_FOLDS, SEED = 160, 8, 5, 0
 BACKBONE = "efficientnet_lite0"

@@ -45,7 +45,7 @@ from genailab_helpers.diffusion.sampling import generate, sample_heun
 from genailab_helpers.diffusion.training import train_image_diffusion
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 IMG_SIZE = 64
 SLICE = 30.0  # seconds
 PEER_MINUTES, PEER_SAMPLES, PEER_CALLS = 10.0, 200, 20

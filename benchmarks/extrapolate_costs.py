@@ -1,7 +1,7 @@
 """What larger films and the whole of the Kermany set would cost: `docs/costs.md`, from steps measured here.
 
-python tests/diffusion/extrapolate_costs.py --card    (where a graphics card is: writes `docs/card.json`)
-python tests/diffusion/extrapolate_costs.py           (a minute or two on 2 quiet cores)
+python benchmarks/extrapolate_costs.py --card    (where a graphics card is: writes `docs/card.json`)
+python benchmarks/extrapolate_costs.py           (a minute or two on 2 quiet cores)
 
 What a model needs is taken from the longest training of `docs/peers.json`: it saw each film so many times.
 """
@@ -22,7 +22,7 @@ from compare_peers import machine
 from genailab_helpers.checkpoints import whole_file
 from genailab_helpers.diffusion.training import train_image_diffusion
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 SIZES = (64, 128, 256)
 STEPS, BATCH_SIZE = 8, 16
 CARD_STEPS, CARD_BATCH_SIZES = 40, {64: (16, 256), 128: (16, 128), 256: (16, 64)}
@@ -79,7 +79,7 @@ def page(seconds: dict[int, float], passes: float, minutes: float, card: dict[st
     films = passes * FILMS
     lines = [
         "# What larger films cost", "",
-        f"Made by `python tests/diffusion/extrapolate_costs.py` on {datetime.now(UTC).date()}; {machine()}. "
+        f"Made by `python benchmarks/extrapolate_costs.py` on {datetime.now(UTC).date()}; {machine()}. "
         f"**Only the seconds a step are measured; all hours are estimates.** In {minutes:g} minutes the "
         f"engine saw each film of [the comparison with its peers](peers.md) {passes:.0f} times. The table "
         f"asks what as many passes over the {FILMS:,} training films of Kermany et al. 2018 take. "

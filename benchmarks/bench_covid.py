@@ -30,8 +30,8 @@ from genailab_helpers.classification.training import (
     train_classifier,
 )
 from genailab_helpers.datasets.index import check_manifest, image_hashes
+from genailab_helpers.diffusion.denoiser import load_denoiser, save_denoiser
 from genailab_helpers.diffusion.evaluation import evaluate
-from genailab_helpers.diffusion.process import load_denoiser, save_denoiser
 from genailab_helpers.diffusion.sampling import generate
 from genailab_helpers.diffusion.training import train_image_diffusion
 from genailab_helpers.phantoms.chest import (

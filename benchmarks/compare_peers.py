@@ -32,15 +32,14 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import load_checkpoint, whole_file
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.evaluation import EvaluationTable, evaluate
-from genailab_helpers.diffusion.process import (
+from genailab_helpers.diffusion.denoiser import (
     LINEAR_ABOVE,
     Denoiser,
     add_noise,
     karras_sigmas,
     load_denoiser,
-    preconditioning,
 )
+from genailab_helpers.diffusion.evaluation import EvaluationTable, evaluate
 from genailab_helpers.diffusion.sampling import generate, sample_heun
 from genailab_helpers.diffusion.training import train_image_diffusion
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
@@ -112,7 +111,7 @@ def count(model: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------- ours
 
 class Sliced(Dataset[Tensor]):
-    """Films that stop the training, as Ctrl-C would, when a slice is over."""
+    """Films that stop the training when a slice is over, as Ctrl-C would."""
 
     def __init__(self, films: Tensor) -> None:
         self.films, self.deadline = films, float("inf")
@@ -154,7 +153,7 @@ class Ours:
 
     def sample(self, n_samples: int, seed: int) -> Iterator[Tensor]:
         yield from generate(load_denoiser(self.checkpoint), n_samples, n_steps=OUR_STEPS, seed=seed,
-                            batch_size=SAMPLES_AT_ONCE)
+                            batch_size=SAMPLES_AT_ONCE, linear_above=LINEAR_ABOVE)
 
     def facts(self) -> dict[str, float]:
         progress = load_checkpoint(self.checkpoint).recipe["progress"]
@@ -428,7 +427,7 @@ class Rough(Loop):
     def loss(self, films: Tensor) -> Tensor:
         sigma = (1.4 * torch.randn(len(films)) - 0.4).exp()
         error = self.model(add_noise(films, torch.randn_like(films), sigma), sigma) - films
-        return (error / preconditioning(sigma).c_out[:, None, None, None]).square().mean()
+        return (error / self.model.scales(sigma)[0]).square().mean()
 
     def draw(self, model: nn.Module, noise: Tensor) -> Tensor:
         return sample_heun(model, len(noise), n_steps=18, seed=int(torch.randint(2**31, ())))

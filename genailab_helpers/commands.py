@@ -142,7 +142,7 @@ def train_diffusion(
     from torch.utils.data import DataLoader
 
     from genailab_helpers.checkpoints import join_processes, load_checkpoint, whole_file
-    from genailab_helpers.diffusion.process import save_denoiser
+    from genailab_helpers.diffusion.denoiser import save_denoiser
     from genailab_helpers.diffusion.training import train_image_diffusion
 
     if img_size < 16 or img_size % 8:
@@ -163,6 +163,8 @@ def train_diffusion(
         DataLoader(films, batch_size=min(batch_size, len(films)), shuffle=True, drop_last=True),  # type: ignore[arg-type]
         img_size, n_steps=n_steps, minutes=minutes, seed=seed, checkpoint=output / STATE,
         compile_network=compile_network)
+    processes.wait_for_everyone()
+    processes.destroy_process_group()  # else the one that ends first may take the others with it
     if not processes.is_main_process:
         return
     if not (output / MODEL).exists():
@@ -219,7 +221,7 @@ def sample(
     from tqdm import tqdm
 
     from genailab_helpers.checkpoints import choose_device, whole_file
-    from genailab_helpers.diffusion.process import load_denoiser
+    from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, load_denoiser
     from genailab_helpers.diffusion.sampling import generate
 
     classes = read_recipe(run_folder)["classes"]
@@ -247,7 +249,7 @@ def sample(
     if not (output / CONTACT_SHEET).exists():
         told = None if denoiser.num_classes is None else labels
         drawing = generate(denoiser.to(choose_device()), n_samples, seed=seed, labels=told, guidance=guidance,
-                           batch_size=DRAWN_AT_ONCE, first=first)
+                           batch_size=DRAWN_AT_ONCE, first=first, linear_above=LINEAR_ABOVE)
         unwritten = iter(paths[first:])
         with tqdm(total=n_samples, initial=first, desc="drawing", unit="film") as bar:
             for batch in drawing:

@@ -217,39 +217,6 @@ def _window(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
     return F.normalize(pixels - pixels.mean(1, keepdim=True), eps=1e-6)
 
 
-def nearest_neighbour_ratio(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor,
-                            n_resamples: int = 100, seed: int = 0) -> Interval:
-    """Are generated films nearer to the training films than new films are?
-
-    Parameters
-    ----------
-    generated, train, held_out : torch.Tensor
-        (N, 1, H, W) float32 in [-1, 1]: made by the generator, shown to it, and of other patients.
-    n_resamples : int, default 100
-        Random halves for the interval, see `half_sample_intervals`.
-    seed : int, default 0
-        Start of the random numbers.
-
-    Returns
-    -------
-    Interval
-        Median of `nearest_film(generated, train)` divided by the median of `nearest_film(held_out, train)`:
-        about 1 for new films, below `COPY_BOUND` for copies. Blur alone brings it to 0.9 or so, the plain
-        mean of all films to 0.8.
-
-    Raises
-    ------
-    ValueError
-        If half of the held-out films are training films too.
-    """
-    generator = np.random.default_rng(seed)
-    distances, usual = nearest_film(generated, train)[0], _usual_distances(held_out, train)
-    n_films = min(len(distances), len(usual))
-    distances, usual = _draw(distances, n_films, generator), _draw(usual, n_films, generator)
-    return half_sample_intervals(lambda g, r: (float(np.median(g) / np.median(r)),), distances, usual,
-                                 n_resamples, seed)[0]
-
-
 def _usual_distances(held_out: torch.Tensor, train: torch.Tensor) -> np.ndarray:
     distances = nearest_film(held_out, train)[0]
     if np.median(distances) < 0.01:

@@ -1,17 +1,19 @@
-"""Four samplers over one denoiser, from noise to images, and what else they can begin from.
+"""Samplers: one walk from noise to images, and the steps that it can take.
 
-All of them walk down the same noise levels and ask the same denoiser D(x, sigma) at each; they differ in the
-step only. Noise is drawn on the CPU, so that a seed gives the same images on every device up to rounding.
+All walk down the same noise levels and ask the same denoiser D(x, sigma) at each; they differ in the step
+only. Noise is drawn on the CPU, so that a seed gives the same images on every device up to rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from genailab_helpers.diffusion.process import karras_sigmas
+from genailab_helpers.diffusion.denoiser import karras_sigmas
+from genailab_helpers.radiographs import check_images
 
 Callback = Callable[[int, Tensor, Tensor], object]
 
@@ -25,64 +27,168 @@ class DenoiserLike(Protocol):
         """Estimate the images (N, C, H, W) behind noise of standard deviation `sigma`."""
 
 
-def _guided(denoiser: DenoiserLike, x: Tensor, sigma: Tensor, labels: Tensor | None,
-            guidance: float) -> Tensor:
-    """Return D, pushed away from the estimate without label (Ho and Salimans 2022)."""
-    estimate = denoiser(x, sigma, labels)
-    if labels is None or guidance == 1:
-        return estimate
-    unlabelled = denoiser(x, sigma)
-    return unlabelled + guidance * (estimate - unlabelled)
+class Walk(NamedTuple):
+    """What a step may use beside x, the estimate, its noise level and the next lower one.
+
+    Attributes
+    ----------
+    ask : callable
+        Gives the denoiser's estimate for x (N, C, H, W) and a noise level.
+    noise : callable
+        Gives fresh noise (N, C, H, W) of standard deviation 1.
+    before : tuple of Tensor, optional
+        Estimate and noise level of the step before.
+    """
+
+    ask: Callable[[Tensor, Tensor], Tensor]
+    noise: Callable[[], Tensor]
+    before: tuple[Tensor, Tensor] | None
 
 
-def _start(denoiser: DenoiserLike, n_samples: int, n_steps: int, seed: int | torch.Generator,
-           labels: Tensor | None, sigmas: Tensor | None, images: Tensor | None
-           ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor | None, torch.Generator]:
-    """Return the first x, pairs of noise level and next lower one, the labels, and the generator."""
-    if n_samples < 1:
-        raise ValueError(f"n_samples={n_samples}: expected at least 1")
-    known = getattr(denoiser, "num_classes", None)
-    if labels is not None:
-        labels = torch.as_tensor(labels)
-        if known is None:
-            raise ValueError("labels were given, but this model was trained without labels")
-        if len(labels) != n_samples:
-            raise ValueError(f"{len(labels)} labels for n_samples={n_samples}: expected one label an image")
-        if not 0 <= int(labels.min()) <= int(labels.max()) < known:
-            raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())}; "
-                             f"this model knows 0 to {known - 1}")
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    sigmas = karras_sigmas(n_steps) if sigmas is None else sigmas
-    x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
-    if images is not None:
-        if len(images) != n_samples:
-            raise ValueError(f"{len(images)} images for n_samples={n_samples}: expected one for each")
-        x = x + _checked(images, denoiser)
-    if isinstance(denoiser, torch.nn.Module):
-        device = next(denoiser.parameters()).device
-        x, sigmas = x.to(device), sigmas.to(device)
-        labels = None if labels is None else labels.to(device)
-    return x, list(pairwise(sigmas)), labels, generator
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Walk], Tensor]
 
 
-def _checked(images: Tensor, denoiser: DenoiserLike) -> Tensor:
-    """Return images on the CPU if they are what this denoiser can go on from."""
-    if (images.dtype != torch.float32 or images.ndim != 4 or not len(images)
-            or tuple(images.shape[1:]) != tuple(denoiser.image_shape)):
-        raise ValueError(f"images of shape {tuple(images.shape)} and {images.dtype}; expected (N, "
-                         f"{', '.join(map(str, denoiser.image_shape))}) and float32, as this model draws")
-    low, high = images.min().item(), images.max().item()
-    if not -1.001 <= low <= high <= 1.001:
-        raise ValueError(f"images with values from {low:.3g} to {high:.3g}; expected -1 (black) to 1 (white)")
-    return images.cpu()
+def ddpm_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+    """Draw what x was at the lower noise level, had the estimate been the image.
+
+    Ho et al. 2020, algorithm 2 with the posterior variance, written for x / sqrt(alpha_bar).
+    """
+    kept = lower**2 / sigma**2
+    return estimate + kept * (x - estimate) + (kept * (sigma**2 - lower**2)).sqrt() * walk.noise()
+
+
+def ddim_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+    """Keep the direction of the noise, and shrink it.
+
+    Song et al. 2021, equation 12 with eta = 0; it is Euler's method on the probability-flow equation.
+    """
+    return estimate + lower / sigma * (x - estimate)
+
+
+def heun_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+    """Take DDIM's step, look at the slope there, go back and use the mean of both: two calls a step.
+
+    Karras et al. 2022, algorithm 1.
+    """
+    slope = (x - estimate) / sigma
+    if lower > 0:
+        ahead = x + (lower - sigma) * slope
+        slope = (slope + (ahead - walk.ask(ahead, lower)) / lower) / 2
+    return x + (lower - sigma) * slope
+
+
+def dpm_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+    """Take DDIM's step towards an estimate that the one before helps to predict.
+
+    Lu et al., DPM-Solver++(2M), 2022, algorithm 2, in lambda = -log sigma. The first step and the last, to
+    sigma = 0, are of first order, as in `diffusers`.
+    """
+    if walk.before is not None and lower > 0:
+        before, higher = walk.before
+        estimate = estimate + (sigma / lower).log() / (2 * (higher / sigma).log()) * (estimate - before)
+    return estimate + lower / sigma * (x - estimate)
 
 
 @torch.no_grad()
+def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
+           labels: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None,
+           callback: Callback | None = None, linear_above: float = math.inf) -> Tensor:
+    """Walk from noise to images.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        D(x, sigma, labels).
+    x : Tensor
+        (N, C, H, W) noise of standard deviation `sigmas[0]`, or images under such noise.
+    sigmas : Tensor
+        (n_steps + 1,) noise levels, falling to 0; see `karras_sigmas`.
+    step : callable, default ddim_step
+        Goes from one level to the next: `ddpm_step`, `ddim_step`, `heun_step`, `dpm_step`, or your own.
+    labels : Tensor, optional
+        (N,) integers below the model's num_classes; None leaves the label open.
+    guidance : float, default 1
+        1 samples the label's images; more exaggerates what is typical of it, and costs a second call a step
+        (Ho and Salimans 2022).
+    generator : torch.Generator, optional
+        Source of fresh noise, on the CPU; None takes torch's own.
+    callback : callable, optional
+        Called at every step with its number, x (N, C, H, W) and the denoiser's estimate (N, C, H, W).
+    linear_above : float, default infinity
+        Above this noise level the denoiser's linear estimate stands in for it and its network rests.
+        `LINEAR_ABOVE` is where training hardly comes: images drawn so were as good, with 12 calls of the
+        network in place of 20. For a fitted `Denoiser` only.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W) float32 in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit the model or their number not that of the images.
+    """
+    x, sigmas = x.to(_device(denoiser)), sigmas.to(_device(denoiser))
+    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
+    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+        estimate = ask(x, sigma)
+        if callback:
+            callback(i, x, estimate)
+        x = step(x, estimate, sigma, lower, walk)
+        walk = walk._replace(before=(estimate, sigma))
+    return x.clamp(-1, 1)
+
+
+def _asker(denoiser: DenoiserLike, labels: Tensor | None, guidance: float,
+           linear_above: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function that gives the guided estimate for x and a noise level."""
+    def ask(x: Tensor, sigma: Tensor) -> Tensor:
+        if sigma > linear_above:
+            return denoiser.linear_estimate(x, sigma.expand(len(x)))  # type: ignore[attr-defined]
+        estimate = denoiser(x, sigma, labels)
+        if labels is None or guidance == 1:
+            return estimate
+        unlabelled = denoiser(x, sigma)
+        return unlabelled + guidance * (estimate - unlabelled)
+
+    return ask
+
+
+def _device(denoiser: DenoiserLike) -> torch.device:
+    module = isinstance(denoiser, torch.nn.Module)
+    return next(denoiser.parameters()).device if module else torch.device("cpu")  # type: ignore[attr-defined]
+
+
+def _fitting(labels: Tensor | None, denoiser: DenoiserLike, x: Tensor) -> Tensor | None:
+    """Return labels beside x, or say why they do not fit."""
+    if labels is None:
+        return None
+    known = getattr(denoiser, "num_classes", None)
+    if known is None:
+        raise ValueError("labels were given, but this model was trained without labels")
+    if len(labels) != len(x) or not 0 <= int(labels.min()) <= int(labels.max()) < known:
+        raise ValueError(f"labels: expected one whole number from 0 to {known - 1} for each of {len(x)} "
+                         f"images, got {labels.tolist()}")
+    return labels.to(x.device)
+
+
+def _from_noise(step: Step, denoiser: DenoiserLike, n_samples: int, n_steps: int,
+                seed: int | torch.Generator, labels: Tensor | None, guidance: float,
+                callback: Callback | None, linear_above: float = math.inf) -> Tensor:
+    if n_samples < 1:
+        raise ValueError(f"n_samples={n_samples}: expected at least 1")
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    sigmas = karras_sigmas(n_steps)
+    x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
+    return sample(denoiser, x, sigmas, step, labels, guidance, generator, callback, linear_above)
+
+
 def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
-                seed: int | torch.Generator = 0,
-                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
-                images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
-    """Sample by the ancestral steps of DDPM: estimate the image, go back to it, add fresh noise.
+                seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by `ddpm_step`: estimate the image, go back to it, add fresh noise.
 
     Parameters
     ----------
@@ -91,20 +197,11 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
     n_samples : int
         Number of images.
     n_steps : int, default 250
-        Noise levels to visit; one call of the denoiser each.
+        Noise levels of `karras_sigmas` to visit; one call of the denoiser each.
     seed : int or torch.Generator, default 0
         Source of all noise, on the CPU.
-    labels : Tensor, optional
-        (n_samples,) integers below the model's num_classes; None leaves the label open.
-    guidance : float, default 1
-        1 samples the label's images; more exaggerates what is typical of it, and costs a second call a step.
-    sigmas : Tensor, optional
-        (n_steps + 1,) noise levels, falling to 0, instead of those of `karras_sigmas`.
-    images : Tensor, optional
-        (n_samples, C, H, W) in [-1, 1]: the walk begins at these under noise of the first level, and not at
-        noise alone. Meant for a low first level; see `vary`.
-    callback : callable, optional
-        Called at every step with the step, x (N, C, H, W) and the denoiser's estimate (N, C, H, W).
+    labels, guidance, callback
+        As for `sample`.
 
     Returns
     -------
@@ -114,108 +211,35 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
     Raises
     ------
     ValueError
-        If `n_samples` or `n_steps` is below 1, or labels or images do not fit the model.
-
-    Notes
-    -----
-    Ho et al. 2020, algorithm 2 with the posterior variance, written for x / sqrt(alpha_bar).
+        If `n_samples` or `n_steps` is below 1, or labels do not fit the model.
     """
-    x, levels, labels, generator = _start(denoiser, n_samples, n_steps, seed, labels, sigmas, images)
-    for step, (sigma, lower) in enumerate(levels):
-        estimate = _guided(denoiser, x, sigma, labels, guidance)
-        if callback:
-            callback(step, x, estimate)
-        noise = torch.randn(x.shape, generator=generator).to(x.device)
-        x = _ancestral_step(x, estimate, sigma, lower, noise)
-    return x.clamp(-1, 1)
+    return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-def _ancestral_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
-    """Return a draw of what x was at the lower noise level, had `estimate` been the image."""
-    kept = lower**2 / sigma**2
-    return estimate + kept * (x - estimate) + (kept * (sigma**2 - lower**2)).sqrt() * noise
-
-
-@torch.no_grad()
 def sample_ddim(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 50, seed: int | torch.Generator = 0,
-                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
-                images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
-    """Sample by DDIM: keep the direction of the noise, only shrink it.
-
-    The first noise decides the image. Parameters, result and errors are those of `sample_ddpm`.
-
-    Notes
-    -----
-    Song et al. 2021, equation 12 with eta = 0; it is Euler's method on the probability-flow equation.
-    """
-    x, levels, labels, _ = _start(denoiser, n_samples, n_steps, seed, labels, sigmas, images)
-    for step, (sigma, lower) in enumerate(levels):
-        estimate = _guided(denoiser, x, sigma, labels, guidance)
-        if callback:
-            callback(step, x, estimate)
-        x = estimate + lower / sigma * (x - estimate)
-    return x.clamp(-1, 1)
+                labels: Tensor | None = None, guidance: float = 1.0,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by `ddim_step`: the first noise decides the image. All else is as for `sample_ddpm`."""
+    return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-@torch.no_grad()
 def sample_heun(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, seed: int | torch.Generator = 0,
-                labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
-                images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
-    """Sample by Heun's method: take DDIM's step, look at the slope there, go back and use the mean of both.
-
-    Two calls of the denoiser a step, one at the last. Parameters, result and errors are those of
-    `sample_ddpm`.
-
-    Notes
-    -----
-    Karras et al. 2022, algorithm 1.
-    """
-    x, levels, labels, _ = _start(denoiser, n_samples, n_steps, seed, labels, sigmas, images)
-    for step, (sigma, lower) in enumerate(levels):
-        estimate = _guided(denoiser, x, sigma, labels, guidance)
-        if callback:
-            callback(step, x, estimate)
-        slope = (x - estimate) / sigma
-        ahead = x + (lower - sigma) * slope
-        if lower > 0:
-            slope_ahead = (ahead - _guided(denoiser, ahead, lower, labels, guidance)) / lower
-            ahead = x + (lower - sigma) * (slope + slope_ahead) / 2
-        x = ahead
-    return x.clamp(-1, 1)
+                labels: Tensor | None = None, guidance: float = 1.0,
+                callback: Callback | None = None) -> Tensor:
+    """Sample by `heun_step`: two calls of the denoiser a step, one at the last. See `sample_ddpm`."""
+    return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-@torch.no_grad()
 def sample_dpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int | torch.Generator = 0,
-               labels: Tensor | None = None, guidance: float = 1.0, sigmas: Tensor | None = None,
-               images: Tensor | None = None, callback: Callback | None = None) -> Tensor:
-    """Sample by DPM-Solver++(2M): DDIM's step towards an estimate that the last one helps to predict.
-
-    One call of the denoiser a step, and the accuracy of two: where few calls can be paid, take this one.
-    Parameters, result and errors are those of `sample_ddpm`.
-
-    Notes
-    -----
-    Lu et al., DPM-Solver++, 2022, algorithm 2, in lambda = -log sigma. The first step and the last, to
-    sigma = 0, are of first order, as in `diffusers`.
-    """
-    x, levels, labels, _ = _start(denoiser, n_samples, n_steps, seed, labels, sigmas, images)
-    before: Tensor | None = None
-    step_before = torch.ones(())
-    for step, (sigma, lower) in enumerate(levels):
-        estimate = _guided(denoiser, x, sigma, labels, guidance)
-        if callback:
-            callback(step, x, estimate)
-        h = (sigma / lower).log()  # infinite at the last step
-        ahead = estimate if before is None or lower == 0 else (
-            estimate + h / (2 * step_before) * (estimate - before))
-        x = ahead + lower / sigma * (x - ahead)
-        before, step_before = estimate, h
-    return x.clamp(-1, 1)
+               labels: Tensor | None = None, guidance: float = 1.0,
+               callback: Callback | None = None) -> Tensor:
+    """Sample by `dpm_step`: where few calls can be paid, take this one. See `sample_ddpm`."""
+    return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
 def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
          seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-    """Draw films that are variations of given ones: drown these in noise half-way, and walk back.
+    """Draw images that are variations of given ones: drown these in noise half-way, and walk back.
 
     Parameters
     ----------
@@ -234,7 +258,7 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     Returns
     -------
     Tensor
-        (N, C, H, W) float32 in [-1, 1]. At low strength they still show whom the film showed: varying makes
+        (N, C, H, W) float32 in [-1, 1]. At low strength they still show whom the image showed: varying makes
         nobody anonymous.
 
     Raises
@@ -248,15 +272,25 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: expected a number above 0, at most 1")
+    _check_drawable(images, denoiser)
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     sigmas = karras_sigmas(n_steps)[n_steps - max(1, round(strength * n_steps)):]
-    return sample_dpm(denoiser, len(images), seed=seed, labels=labels, guidance=guidance, sigmas=sigmas,
-                      images=images)
+    x = images.cpu() + sigmas[0] * torch.randn(images.shape, generator=generator)
+    return sample(denoiser, x, sigmas, dpm_step, labels, guidance, generator)
+
+
+def _check_drawable(images: Tensor, denoiser: DenoiserLike) -> None:
+    check_images(images)
+    if images.shape[1:] != torch.Size(denoiser.image_shape):
+        raise ValueError(f"images: expected the shape that this model draws, (N, "
+                         f"{', '.join(map(str, denoiser.image_shape))}), got {tuple(images.shape)}")
 
 
 @torch.no_grad()
 def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
-            seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-    """Fill in what is missing in films, so that it fits what is there.
+            seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
+            linear_above: float = math.inf) -> Tensor:
+    """Fill in what is missing in images, so that it fits what is there.
 
     Parameters
     ----------
@@ -271,8 +305,10 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     n_repeats : int, default 10
         How often each level is walked. Every time, the known pixels are put in under fresh noise, and the
         others answer to them; with 1 they hardly do. The denoiser is called n_steps * n_repeats times.
-    seed, labels, guidance
+    seed
         As for `sample_ddpm`.
+    labels, guidance, linear_above
+        As for `sample`.
 
     Returns
     -------
@@ -290,36 +326,36 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     """
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats}: expected at least 1")
-    fits = known.ndim <= images.ndim and all(
-        ours in (1, theirs) for ours, theirs in zip(known.shape[::-1], images.shape[::-1], strict=False))
-    if known.dtype != torch.bool or not fits:
-        raise ValueError(f"known: expected booleans that broadcast to {tuple(images.shape)}")
-    x, levels, labels, generator = _start(denoiser, len(images), n_steps, seed, labels, None, None)
-    kept = _checked(torch.where(known.cpu(), images.cpu(), torch.zeros(())), denoiser).to(x.device)
-    known = known.to(x.device)
-
-    def noise() -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(x.device)
-
-    for sigma, lower in levels:
+    if known.dtype != torch.bool:
+        raise ValueError(f"known: expected booleans, True where a pixel is kept, got {known.dtype}")
+    images = torch.where(known, images, 0.0)
+    _check_drawable(images, denoiser)
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    sigmas = karras_sigmas(n_steps)
+    x = torch.randn(images.shape, generator=generator) * sigmas[0]
+    x, sigmas, images, known = (tensor.to(_device(denoiser)) for tensor in (x, sigmas, images, known))
+    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
+    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    for sigma, lower in pairwise(sigmas):
         for repeat in range(n_repeats):
             if repeat:
-                x = x + (sigma**2 - lower**2).sqrt() * noise()  # back up one level
-            x = torch.where(known, kept + sigma * noise(), x)
-            estimate = _guided(denoiser, x, sigma, labels, guidance)
-            x = _ancestral_step(x, estimate, sigma, lower, noise())
-    return torch.where(known, kept, x.clamp(-1, 1))
+                x = x + (sigma**2 - lower**2).sqrt() * walk.noise()  # back up one level
+            x = torch.where(known, images + sigma * walk.noise(), x)
+            x = ddpm_step(x, ask(x, sigma), sigma, lower, walk)
+    return torch.where(known, images, x.clamp(-1, 1))
 
 
 def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int = 0,
              labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
-             first: int = 0) -> Iterator[Tensor]:
+             first: int = 0, linear_above: float = math.inf) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.
 
     Parameters
     ----------
-    denoiser, n_samples, n_steps, seed, labels, guidance
+    denoiser, n_samples, n_steps, seed
         As for `sample_dpm`.
+    labels, guidance, linear_above
+        As for `sample`.
     batch_size : int, default 16
         Images at a time; it does not change the images, up to rounding. 16 of 64x64 pixels fit the caches of
         a processor; a graphics card is quicker with more.
@@ -336,5 +372,5 @@ def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed:
         torch.randn((min(batch_size, first - start), *denoiser.image_shape), generator=generator)
     for start in range(first, n_samples, batch_size):
         part = labels if labels is None else labels[start:start + batch_size]
-        yield sample_dpm(denoiser, min(batch_size, n_samples - start), n_steps=n_steps, seed=generator,
-                         labels=part, guidance=guidance)
+        yield _from_noise(dpm_step, denoiser, min(batch_size, n_samples - start), n_steps, generator, part,
+                          guidance, None, linear_above)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import Denoiser
+from genailab_helpers.diffusion.denoiser import Denoiser
 from genailab_helpers.lessons.exercises import NotSolved, expect_close, self_check
 
 

@@ -16,7 +16,7 @@ from genailab_helpers import commands
 from genailab_helpers.checkpoints import load_checkpoint
 from genailab_helpers.commands import main
 from genailab_helpers.diffusion import evaluation, process, training
-from genailab_helpers.diffusion.process import load_denoiser
+from genailab_helpers.diffusion.denoiser import load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
 from genailab_helpers.features import lite0_features
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from genailab_helpers.checkpoints import first_difference, load_checkpoint, load_weights, save_checkpoint
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import Denoiser, load_denoiser, save_denoiser
+from genailab_helpers.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genailab_helpers.diffusion import training
+from genailab_helpers import progress
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
 
@@ -84,7 +84,7 @@ def test_our_training_goes_on_from_turn_to_turn(peers: ModuleType, films: Any, t
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(0.005)  # it is asked for every film, and three times a step
     monkeypatch.setattr(peers, "time", clock)
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     minutes = 0.06
     shares = [0.0]
     while shares[-1] < 1:

@@ -5,16 +5,15 @@ import torch
 from torch import Tensor
 
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import (
-    Denoiser,
-    cosine_schedule,
-    karras_sigmas,
-    linear_schedule,
-    schedule_to_sigma,
-)
+from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, Denoiser, karras_sigmas, schedule_to_sigma
 from genailab_helpers.diffusion.sampling import (
+    ddim_step,
+    ddpm_step,
+    dpm_step,
     generate,
+    heun_step,
     inpaint,
+    sample,
     sample_ddim,
     sample_ddpm,
     sample_dpm,
@@ -23,6 +22,7 @@ from genailab_helpers.diffusion.sampling import (
 )
 
 SAMPLERS = [sample_ddpm, sample_ddim, sample_heun, sample_dpm]
+STEPS = [ddpm_step, ddim_step, heun_step, dpm_step]
 
 
 class Gaussian:
@@ -64,30 +64,30 @@ def network() -> Denoiser:
     return denoiser.eval().requires_grad_(False)
 
 
-def walk(sampler, denoiser: Denoiser, sigmas: Tensor) -> list[Tensor]:
-    """Return what our sampler holds before each step."""
+def walk(step, denoiser, sigmas: Tensor, n_samples: int = 3, seed: int = 5) -> tuple[Tensor, list[Tensor]]:
+    """Return what our sampler hands back, and what it holds before each step."""
     held: list[Tensor] = []
-    sampler(denoiser, 3, seed=5, sigmas=sigmas, callback=lambda step, x, estimate: held.append(x))
-    return held
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
+    end = sample(denoiser, x, sigmas, step, generator=generator, callback=lambda i, x, guess: held.append(x))
+    return end, held
 
 
-@pytest.mark.parametrize(("name", "schedule"), [("linear", linear_schedule),
-                                                ("squaredcos_cap_v2", cosine_schedule)])
-@pytest.mark.parametrize(("sampler", "scheduler"),
-                         [(sample_ddpm, "DDPMScheduler"), (sample_ddim, "DDIMScheduler")])
-def test_ddpm_and_ddim_equal_diffusers_at_every_step(sampler, scheduler, name, schedule, network):
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(("step", "scheduler"), [(ddpm_step, "DDPMScheduler"), (ddim_step, "DDIMScheduler")])
+def test_ddpm_and_ddim_equal_diffusers_at_every_step(step, scheduler, name, network):
     theirs = getattr(pytest.importorskip("diffusers"), scheduler)(
         beta_schedule=name, prediction_type="sample", clip_sample=False)
     theirs.set_timesteps(20)
-    times, sigmas = vp_levels(20, schedule())
+    times, sigmas = vp_levels(20, theirs.alphas_cumprod)
     assert torch.equal(times, theirs.timesteps)
-    ours = walk(sampler, network, sigmas)
+    _, ours = walk(step, network, sigmas)
     generator = torch.Generator().manual_seed(5)
-    signals = schedule()[times].sqrt()  # theirs is the form that preserves variance
+    signals = theirs.alphas_cumprod[times].sqrt()  # theirs is the form that preserves variance
     x = torch.randn((3, 1, 16, 16), generator=generator) * (1 - signals[0] ** 2).sqrt()
     for t, sigma, signal, our in zip(times, sigmas, signals, ours, strict=False):
         torch.testing.assert_close(our * signal, x, rtol=0, atol=1e-5)
-        more = {"generator": generator} if sampler is sample_ddpm else {}
+        more = {"generator": generator} if step is ddpm_step else {}
         x = theirs.step(network(x / signal, sigma), t, x, **more).prev_sample
     assert len(ours) == 20
 
@@ -98,14 +98,13 @@ def test_heun_equals_diffusers_at_every_step(network):
     theirs = diffusers.HeunDiscreteScheduler(prediction_type="sample")
     theirs.set_timesteps(12)
     theirs.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
-    ours = walk(sample_heun, network, sigmas)
+    end, ours = walk(heun_step, network, sigmas)
     x = torch.randn((3, 1, 16, 16), generator=torch.Generator().manual_seed(5)) * sigmas[0]
     for call, t in enumerate(theirs.timesteps):  # two calls a step, one at the last
         if call % 2 == 0:
             torch.testing.assert_close(ours[call // 2], x, rtol=0, atol=1e-5)
         x = theirs.step(network(x, theirs.sigmas[call]), t, x).prev_sample
-    torch.testing.assert_close(sample_heun(network, 3, seed=5, sigmas=sigmas), x.clamp(-1, 1),
-                               rtol=0, atol=1e-5)
+    torch.testing.assert_close(end, x.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
 def test_dpm_equals_diffusers_at_every_step(network):
@@ -115,7 +114,7 @@ def test_dpm_equals_diffusers_at_every_step(network):
         lower_order_final=True, final_sigmas_type="zero")
     theirs.set_timesteps(12)
     theirs.sigmas = karras_sigmas(12, 0.01, 10.0)
-    ours = walk(sample_dpm, network, theirs.sigmas)
+    _, ours = walk(dpm_step, network, theirs.sigmas)
     theirs._sigma_to_alpha_sigma_t = lambda sigma: (torch.ones(()), sigma)  # in which noise explodes
     x = torch.randn((3, 1, 16, 16), generator=torch.Generator().manual_seed(5)) * theirs.sigmas[0]
     for t, sigma, our in zip(theirs.timesteps, theirs.sigmas, ours, strict=False):
@@ -134,20 +133,18 @@ def test_samples_of_a_gaussian_have_its_mean_and_spread(sampler, n_steps):
 
 
 def test_heun_and_dpm_err_with_the_second_power_of_the_step_and_ddim_with_the_first():
-    def error(sampler, n_steps: int) -> float:
+    def error(step, n_steps: int) -> float:
         sigmas = karras_sigmas(n_steps, 0.05, 5.0)
-        start = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+        _, held = walk(step, Gaussian(), sigmas, 64, seed=0)
         # the exact flow of a Gaussian scales the distance to the mean; the last step to 0 is left out
         scale = ((Gaussian.std**2 + sigmas[-2] ** 2) / (Gaussian.std**2 + sigmas[0] ** 2)).sqrt()
-        exact = Gaussian.mean + (start - Gaussian.mean) * scale
-        seen: list[Tensor] = []
-        sampler(Gaussian(), 64, sigmas=sigmas, callback=lambda step, x, estimate: seen.append(x))
-        return (seen[-1] - exact).abs().mean().item()
+        exact = Gaussian.mean + (held[0] - Gaussian.mean) * scale
+        return (held[-1] - exact).abs().mean().item()
 
-    assert 1.7 < error(sample_ddim, 40) / error(sample_ddim, 80) < 2.4
-    for sampler in (sample_heun, sample_dpm):
-        assert 3.3 < error(sampler, 40) / error(sampler, 80) < 5.0
-    assert error(sample_dpm, 20) < error(sample_ddim, 20) / 5
+    assert 1.7 < error(ddim_step, 40) / error(ddim_step, 80) < 2.4
+    for step in (heun_step, dpm_step):
+        assert 3.3 < error(step, 40) / error(step, 80) < 5.0
+    assert error(dpm_step, 20) < error(ddim_step, 20) / 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -162,17 +159,39 @@ def test_a_seed_repeats_and_images_stay_in_range(sampler):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_guidance_pushes_away_from_the_estimate_without_label(sampler):
-    labels = torch.tensor([0, 1, 2])
-    sigmas = torch.tensor([1.0, 0.0])  # one step: the sample is the guided estimate
-    plain, guided, unguided = (sampler(Crooked(), 3, sigmas=sigmas, labels=labels, guidance=g)
-                               for g in (1, 2, 0))
+@pytest.mark.parametrize("step", STEPS)
+def test_guidance_pushes_away_from_the_estimate_without_label(step):
+    def drawn(**more) -> Tensor:  # one step: the sample is the guided estimate
+        x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        return sample(Crooked(), x, torch.tensor([1.0, 0.0]), step, **more)
+
+    plain, guided, unguided = (drawn(labels=torch.tensor([0, 1, 2]), guidance=g) for g in (1, 2, 0))
     expected = unguided + 2 * (plain - unguided)
     inside = expected.abs() < 1
     assert inside.any()
     torch.testing.assert_close(guided[inside], expected[inside])
-    torch.testing.assert_close(unguided, sampler(Crooked(), 3, sigmas=sigmas))
+    torch.testing.assert_close(unguided, drawn())
+
+
+def test_above_a_noise_level_the_linear_estimate_stands_in(network):
+    asked = []
+    hook = network.network.register_forward_hook(lambda *_: asked.append(True))
+    levels = karras_sigmas(20)
+    quick, = generate(network, 4, linear_above=LINEAR_ABOVE)
+    assert len(asked) == int((levels[:-1] <= LINEAR_ABOVE).sum()) == 12
+    whole, = generate(network, 4)
+    assert len(asked) == 12 + 20
+    hook.remove()
+    assert not torch.equal(quick, whole)
+    linear = network.linear_estimate
+
+    class Linear:
+        image_shape = network.image_shape
+
+        def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return linear(x, sigma.expand(len(x))) if sigma > LINEAR_ABOVE else network(x, sigma)
+
+    torch.testing.assert_close(quick, next(generate(Linear(), 4)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -246,15 +265,11 @@ def test_variations_of_a_gaussian_have_its_mean_and_spread():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 0), "strength=0: expected a number above 0"),
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 1.5), "strength=1.5"),
-    (lambda: sample_ddim(Crooked(), 3, images=torch.zeros(1, 1, 4, 4)), "1 images for n_samples=3"),
-    (lambda: vary(Crooked(), torch.zeros(2, 1, 8, 8)),
-     r"shape \(2, 1, 8, 8\) and torch.float32; expected \(N, 1, 4, 4\)"),
-    (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4).double()), "torch.float64; expected .* float32"),
-    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "values from 200 to 200; expected -1"),
-    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "values from nan to nan"),
+    (lambda: vary(Crooked(), torch.zeros(2, 1, 8, 8)), r"\(N, 1, 4, 4\), got \(2, 1, 8, 8\)"),
+    (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4).double()), "expected a float32 .* got torch.float64"),
+    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "got 200 to 200"),
+    (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "got nan to nan"),
     (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, 4)), "expected booleans"),
-    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(3, dtype=torch.bool)),
-     "expected booleans"),
     (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, dtype=torch.bool), n_repeats=0),
      "n_repeats=0"),
 ])
@@ -274,9 +289,9 @@ def test_a_real_denoiser_samples_what_it_was_fitted_to():
 
 
 @pytest.mark.parametrize(("labels", "message"), [
-    ([0, 1], "2 labels for n_samples=3"),
-    ([0, 1, 3], "labels from 0 to 3; this model knows 0 to 2"),
-    ([-1, 1, 2], "labels from -1 to 2"),
+    ([0, 1], r"from 0 to 2 for each of 3 images, got \[0, 1\]"),
+    ([0, 1, 3], r"from 0 to 2 .* got \[0, 1, 3\]"),
+    ([-1, 1, 2], r"got \[-1, 1, 2\]"),
 ])
 def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ sigma) serves both.
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,29 +45,6 @@ def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: flo
     return torch.cumprod(1 - torch.linspace(beta_start, beta_end, n_times, dtype=torch.float64), 0).float()
 
 
-def cosine_schedule(n_times: int = 1000) -> Tensor:
-    """Return what is left of the signal's power at every time of the cosine schedule.
-
-    Parameters
-    ----------
-    n_times : int, default 1000
-        Number of times.
-
-    Returns
-    -------
-    Tensor
-        (n_times,) float32, falling from nearly 1 to nearly 0.
-
-    Notes
-    -----
-    f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2), each time's share of noise at most 0.999
-    (Nichol and Dhariwal 2021, equation 17).
-    """
-    t = torch.linspace(0, 1, n_times + 1, dtype=torch.float64)
-    f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.999), 0).float()
-
-
 def signal_and_noise(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     """Return the factors of image and noise, sqrt(alpha_bar) and sqrt(1 - alpha_bar), of a schedule."""
     return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
@@ -76,11 +53,6 @@ def signal_and_noise(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
 def schedule_to_sigma(alphas_cumprod: Tensor) -> Tensor:
     """Return sigma = noise level / signal, the noise beside an image of full strength, of a schedule."""
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-
-
-def sigma_to_schedule(sigma: Tensor) -> Tensor:
-    """Return alpha_bar = 1 / (1 + sigma^2), the inverse of `schedule_to_sigma`."""
-    return 1 / (1 + sigma**2)
 
 
 def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,
@@ -138,39 +110,6 @@ def add_noise(images: Tensor, noise: Tensor, sigma: Tensor, signal: Tensor | flo
     return signal * images + sigma.reshape(-1, 1, 1, 1) * noise
 
 
-class Preconditioning(NamedTuple):
-    """The four factors around the network, each (N,)."""
-
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
-
-
-def preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
-    """Return the factors that give the network inputs and targets of variance 1 at every noise level.
-
-    Parameters
-    ----------
-    sigma : Tensor
-        (N,) noise levels, above 0.
-    sigma_data : float, default 0.5
-        Standard deviation of the images' pixels.
-
-    Returns
-    -------
-    Preconditioning
-        For D(x) = c_skip x + c_out F(c_in x, c_noise).
-
-    Notes
-    -----
-    Karras et al. 2022, table 1.
-    """
-    total = sigma**2 + sigma_data**2
-    return Preconditioning(c_skip=sigma_data**2 / total, c_out=sigma * sigma_data / total.sqrt(),
-                           c_in=1 / total.sqrt(), c_noise=sigma.log() / 4)
-
-
 def _cosine_transform(size: int) -> Tensor:
     """Return the orthonormal DCT-II as a matrix, one wave a row."""
     k = torch.arange(size, dtype=torch.float64)
@@ -185,8 +124,8 @@ class Denoiser(nn.Module):
     The wrapping is the preconditioning of Karras et al. 2022 with one change. Theirs treats pixels as
     independent with mean 0: c_skip x is then the best linear estimate (the Wiener filter). Radiographs are
     aligned, so their mean image and their main directions of variation say far more; `fit` measures both, and
-    the network only learns what the best linear estimate misses. Without `fit` this is exactly
-    `preconditioning` with sigma_data = 0.5.
+    the network only learns what the best linear estimate misses. Without `fit` this is exactly their table 1
+    with sigma_data = 0.5.
 
     Parameters
     ----------
@@ -207,10 +146,8 @@ class Denoiser(nn.Module):
     With mean m, directions u_k of variance v_k, and what they leave, in the cosine waves w_j of variance r_j,
     the linear estimate is, with y = x - m and g(v) = v / (v + sigma^2),
     W(x) = m + sum_k g(v_k) u_k u_k^T y + sum_j g(r_j) w_j w_j^T (y - sum_k u_k u_k^T y).
-    Then D(x) = W(x) + c_out F(c_in y, c_noise); c_out^2 is the mean squared error that W leaves, the sum
-    of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels. Once fitted, in evaluation mode, D
-    is W alone above `LINEAR_ABOVE`: training hardly sees such noise, and films drawn so were as good, with
-    12 calls of the network in place of 20.
+    Then D(x) = W(x) + c_out F(c_in y, log(sigma) / 4); c_out^2 is the mean squared error that W leaves, the
+    sum of sigma^2 g(v) over all v_k and r_j, divided by the number of pixels.
     """
 
     def __init__(self, network: UNet2D, img_size: int, n_components: int = 256) -> None:
@@ -292,11 +229,6 @@ class Denoiser(nn.Module):
             c_out, c_in = self.scales(sigma)
             linear = self.linear_estimate(x, sigma)
             centred = x - self.mean.reshape(self.image_shape)
-        if not self.training:
-            asked = (sigma <= LINEAR_ABOVE) | ~self.variances.any()
-            if not asked.any():
-                return linear
-            c_out = c_out * asked[:, None, None, None]
         return linear + c_out * self.network(c_in * centred, sigma.log() / 4, labels)
 
     def linear_estimate(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -393,5 +325,6 @@ def load_denoiser(path: str | Path) -> Denoiser:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     load_weights(denoiser, checkpoint.tensors, path, prefix=WEIGHTS)
-    denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # draws a tenth quicker
+    # A tenth quicker
+    denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return denoiser.eval()

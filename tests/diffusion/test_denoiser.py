@@ -6,18 +6,15 @@ import pytest
 import torch
 
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.process import (
+from genailab_helpers.diffusion.denoiser import (
     Denoiser,
     add_noise,
     build_denoiser,
-    cosine_schedule,
     karras_sigmas,
     linear_schedule,
     load_denoiser,
-    preconditioning,
     save_denoiser,
     schedule_to_sigma,
-    sigma_to_schedule,
     signal_and_noise,
 )
 
@@ -28,22 +25,16 @@ def tiny(img_size: int = 8, n_components: int = 8, **more) -> Denoiser:
     return Denoiser(UNet2D(**TINY, **more), img_size, n_components)
 
 
-@pytest.mark.parametrize(("ours", "theirs"),
-                         [(linear_schedule, "linear"), (cosine_schedule, "squaredcos_cap_v2")])
 @pytest.mark.parametrize("n_times", [10, 1000])
-def test_schedules_equal_those_of_diffusers(ours, theirs, n_times):
+def test_the_schedule_and_noisy_images_equal_those_of_diffusers(n_times):
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=n_times, beta_schedule=theirs)
-    torch.testing.assert_close(ours(n_times), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
-
-
-def test_noisy_images_equal_those_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
-    images, noise, times = torch.rand(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.tensor([0, 500, 999])
-    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    signal, level = signal_and_noise(cosine_schedule()[times])
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=n_times)
+    torch.testing.assert_close(linear_schedule(n_times), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
+    images, noise = torch.rand(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    times = torch.tensor([0, n_times // 2, n_times - 1])
+    signal, level = signal_and_noise(linear_schedule(n_times)[times])
     theirs = scheduler.add_noise(images, noise, times)
-    torch.testing.assert_close(add_noise(images, noise, level, signal), theirs)
+    torch.testing.assert_close(add_noise(images, noise, level, signal), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_both_ways_of_writing_the_process_are_the_same():
@@ -53,7 +44,6 @@ def test_both_ways_of_writing_the_process_are_the_same():
     sigma = schedule_to_sigma(schedule)
     torch.testing.assert_close(add_noise(images, noise, level, signal) / signal[:, None, None, None],
                                add_noise(images, noise, sigma))
-    torch.testing.assert_close(sigma_to_schedule(sigma), schedule)
 
 
 def test_karras_levels_fall_from_80_to_0_as_in_diffusers():
@@ -65,27 +55,14 @@ def test_karras_levels_fall_from_80_to_0_as_in_diffusers():
         karras_sigmas(0)
 
 
-def test_preconditioning_gives_inputs_and_targets_of_variance_one():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(200_000, generator=generator) * 0.5
-    noise = torch.randn(200_000, generator=generator)
-    for sigma in (0.02, 0.5, 20.0):
-        c = preconditioning(torch.tensor([sigma]))
-        noisy = images + sigma * noise
-        target = (images - c.c_skip * noisy) / c.c_out
-        assert (c.c_in * noisy).var().item() == pytest.approx(1, abs=0.02)
-        assert target.var().item() == pytest.approx(1, abs=0.02)
-        assert (target * noisy).mean().abs() < 0.02 * noisy.std()  # nothing linear is left to learn
-
-
 def test_without_fit_the_denoiser_is_that_of_karras():
     denoiser = tiny()
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.05, 0.5, 5.0])
-    c = preconditioning(sigma)
-    c_skip, c_out, c_in = (factor[:, None, None, None] for factor in c[:3])
-    expected = c_skip * x + c_out * denoiser.network(c_in * x, c.c_noise)
+    s, total = sigma[:, None, None, None], sigma[:, None, None, None] ** 2 + 0.25
+    network = denoiser.network(x / total.sqrt(), sigma.log() / 4)
+    expected = 0.25 / total * x + s * 0.5 / total.sqrt() * network  # table 1, sigma_data = 0.5
     torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -179,19 +156,3 @@ def test_the_fitted_spectrum_sums_to_the_variance_of_the_images():
     total = denoiser.variances.sum() + denoiser.rest.sum()
     assert total.item() == pytest.approx(covariance.trace().item(), rel=0.03)
     assert math.isclose(denoiser.directions.square().sum().item(), 3, rel_tol=1e-4)
-
-def test_above_the_noise_of_the_training_the_linear_estimate_stands_alone():
-    denoiser = tiny().eval()
-    denoiser.fit(torch.rand(20, 1, 8, 8) * 2 - 1)
-    torch.nn.init.normal_(denoiser.network.last[2].weight)
-    asked = []
-    denoiser.network.register_forward_hook(lambda *_: asked.append(True))
-    x, sigma = torch.randn(3, 1, 8, 8) * 20, torch.tensor([20.0, 7.0, 0.5])
-    with torch.no_grad():
-        estimate, linear = denoiser(x, sigma), denoiser.linear_estimate(x, sigma)
-        assert torch.equal(estimate[0], linear[0])
-        assert not any(torch.allclose(estimate[i], linear[i]) for i in (1, 2))
-        assert len(asked) == 1
-        torch.testing.assert_close(denoiser(x[:1], sigma[:1]), linear[:1])
-        assert len(asked) == 1  # the network costs nothing where it adds nothing
-        assert not torch.allclose(denoiser.train()(x[:1], sigma[:1]), linear[:1])

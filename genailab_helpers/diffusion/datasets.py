@@ -1,4 +1,4 @@
-"""Data sets for diffusion training under the promised names: a front over phantoms and film folders."""
+"""Data sets for diffusion training under the promised names: a front over phantoms and image folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +18,22 @@ class SyntheticXRayDataset(Dataset[Any]):
     Parameters
     ----------
     n_samples : int, default 1000
-        Number of films. The first ten of 1,000 are those of `n_samples=10`.
+        Number of images. The first ten of 1,000 are those of `n_samples=10`.
     img_size : int, default 128
         Side in pixels, at least 16.
     seed : int, default 42
-        Film i depends on `seed` and i alone.
+        Image i depends on `seed` and i alone.
     transform : callable, optional
-        Applied to each film when it is taken.
+        Applied to each image when it is taken.
     labels : bool, default False
-        Whether items are pairs (film, class). The films then show all findings, else normal chests.
+        Whether items are pairs (image, class). The images then show all findings, else normal chests.
 
     Attributes
     ----------
     classes : list of str
         The findings, in the order of the class numbers.
     targets : list of int
-        Class of each film.
+        Class of each image.
 
     Raises
     ------
@@ -50,18 +50,18 @@ class SyntheticXRayDataset(Dataset[Any]):
         self.transform, self.labels = transform, labels
 
     def __len__(self) -> int:
-        """Return the number of films."""
+        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
-        """Return film (1, H, W) in [-1, 1], or with `labels=True` film and class."""
+        """Return image (1, H, W) in [-1, 1], or with `labels=True` image and class."""
         image = self.images[index]
         image = self.transform(image) if self.transform else image
         return (image, self.targets[index]) if self.labels else image
 
 
 class ChestXRayDataset(Dataset[Any]):
-    """Films of one class folder or of a tree of class folders.
+    """Images of one class folder or of a tree of class folders.
 
     Parameters
     ----------
@@ -70,25 +70,25 @@ class ChestXRayDataset(Dataset[Any]):
     img_size : int, default 128
         Side in pixels, at least 16.
     transform : callable, optional
-        Applied to each film when it is taken.
+        Applied to each image when it is taken.
     labels : bool, default False
-        Whether items are pairs (film, class).
+        Whether items are pairs (image, class).
     on_unreadable : {"stop", "skip"}, default "stop"
-        Whether a film that cannot be read ends the reading or is left out with a warning.
+        Whether an image that cannot be read ends the reading or is left out with a warning.
 
     Attributes
     ----------
     classes : list of str
         Class names, in the order of the class numbers.
     targets : list of int
-        Class of each film.
+        Class of each image.
     patients : list of str
-        Patient of each film.
+        Patient of each image.
 
     Raises
     ------
     UnreadableRadiographError
-        With "stop": names the film.
+        With "stop": names the image.
     ValueError
         If the folder holds no radiographs or `img_size` is out of range.
     """
@@ -96,22 +96,22 @@ class ChestXRayDataset(Dataset[Any]):
     def __init__(self, root_dir: str | Path | pd.DataFrame, img_size: int = 128,
                  transform: Callable[[Tensor], Any] | None = None, labels: bool = False,
                  on_unreadable: OnUnreadable = "stop") -> None:
-        self._films = RadiographFolder(root_dir, img_size, transform, on_unreadable)
-        self.classes, self.targets = self._films.classes, self._films.targets
+        self._images = RadiographFolder(root_dir, img_size, transform, on_unreadable)
+        self.classes, self.targets = self._images.classes, self._images.targets
         self.labels = labels
 
     @property
     def patients(self) -> list[str]:
-        """The patient of each film."""
-        return self._films.patients
+        """The patient of each image."""
+        return self._images.patients
 
     def __len__(self) -> int:
-        """Return the number of films."""
-        return len(self._films)
+        """Return the number of images."""
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Any:
-        """Return film (1, H, W) in [-1, 1], or with `labels=True` film and class."""
-        item = self._films[index]
+        """Return image (1, H, W) in [-1, 1], or with `labels=True` image and class."""
+        item = self._images[index]
         return item if self.labels else item[0]
 
 
@@ -129,12 +129,12 @@ def get_dataset(name: str, **arguments: Any) -> Dataset[Any]:
     name : str
         "synthetic" or "chest_xray".
     **arguments
-        For the class behind the name, for example `img_size=128, n_samples=1000` or `root_dir="films"`.
+        For the class behind the name, for example `img_size=128, n_samples=1000` or `root_dir="images"`.
 
     Returns
     -------
     Dataset
-        Items are films (1, H, W) in [-1, 1], with `labels=True` pairs (film, class).
+        Items are images (1, H, W) in [-1, 1], with `labels=True` pairs (image, class).
 
     Raises
     ------

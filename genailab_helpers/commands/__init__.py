@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.error import URLError
 
 import typer
 
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_on_purpose(error: Exception) -> bool:
-    """Tell whether a `raise` in our code made this error, or the file system did and names the file."""
-    if isinstance(error, OSError) and error.filename is not None:
+    """Tell whether a `raise` in our code made this error, the file system, naming a file, or the network."""
+    if isinstance(error, URLError) or (isinstance(error, OSError) and error.filename is not None):
         return True
     place = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(place.filename).is_relative_to(genailab_helpers.__path__[0])

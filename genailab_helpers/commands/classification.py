@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Pattern
+from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Pattern, Seed, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,15 +29,13 @@ _Backbone = Annotated[str, Option(
 _Size = Annotated[int, Option(help="Side of the images in pixels, at least 32.")]
 _Epochs = Annotated[int | None, Option(min=1, help=f"{DEFAULT_EPOCHS} without --minutes.")]
 _Flip = Annotated[bool, Option("--flip", help="Mirror images in training: for knees only.")]
-_Seed = Annotated[int, Option(min=0, help="Seed of weights, order and augmentation.")]
-_Table = Annotated[Path | None, Option(help="CSV with file and patient; by default films.csv in the folder.")]
 _Model = Annotated[Path, Argument(metavar="MODEL", help="Folder or model that `genailab train` wrote.")]
 _Files = Annotated[list[Path], Argument(metavar="FILE...", help="Radiographs.")]
 
 
 def train_grader(data: _Grades, output: Output = Path("build/grader"), loss: _Loss = "soft_labels",
                  backbone: _Backbone = "efficientnet_lite0", img_size: _Size = 224, n_epochs: _Epochs = None,
-                 minutes: Minutes = None, flip: _Flip = False, seed: _Seed = 0, table: _Table = None,
+                 minutes: Minutes = None, flip: _Flip = False, seed: Seed = 0, table: Table = None,
                  patient_pattern: Pattern = None) -> None:
     """Train a grader and say how good it is. Not for diagnosis."""
     _train(graded=True, **locals())
@@ -45,7 +43,7 @@ def train_grader(data: _Grades, output: Output = Path("build/grader"), loss: _Lo
 
 def train_classes(data: _Classes, output: Output = Path("build/classifier"),
                   backbone: _Backbone = "efficientnet_lite0", img_size: _Size = 224, n_epochs: _Epochs = None,
-                  minutes: Minutes = None, seed: _Seed = 0, table: _Table = None,
+                  minutes: Minutes = None, seed: Seed = 0, table: Table = None,
                   patient_pattern: Pattern = None) -> None:
     """Train a classifier and say how good it is. Not for diagnosis."""
     _train(graded=False, loss="cross_entropy", flip=False, **locals())

@@ -6,13 +6,11 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer, echo
 
-from genailab_helpers.commands.options import Pattern, write_text
+from genailab_helpers.commands.options import Output, Pattern, Seed, Table, write_text
 
 CACHES = ("images", "features", "locks")  # what the cache holds besides downloads
 
 _Input = Annotated[Path, Option("--input", help="Folder of images; it stays as it is.")]
-_Output = Annotated[Path, Option(help="New or empty folder for the result.")]
-_Table = Annotated[Path | None, Option(help="CSV that names files, and class and patient where it has them.")]
 _DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done; write nothing.")]
 _Replace = Annotated[bool, Option("--replace", help="Replace what the output holds.")]
 _Preset = Annotated[str | None, Option(help="spine, covid or chest.")]
@@ -20,7 +18,6 @@ _Classes = Annotated[str | None, Option(help="Names with commas between them, su
 _Size = Annotated[int, Option(help="Side of the images in pixels, at least 16.")]
 _Fit = Annotated[str, Option(help="letterbox (black bars), squash (aspect lost) or crop (middle square).")]
 _Ratios = Annotated[str, Option(help="Fractions of train, val and test.")]
-_Seed = Annotated[int, Option(help="Seed of the random order.")]
 _Mode = Annotated[str, Option(help="copy, link (hard links) or manifest (only films.csv).")]
 _Near = Annotated[bool, Option(help="Put images that look the same into one split, as equal files.")]
 _Labels = Annotated[Path | None, Option(help="By default dataset.json in the input.")]
@@ -37,7 +34,7 @@ def _names(text: str | None) -> list[str]:
 
 
 @app.command()
-def create(preset: _Preset = None, classes: _Classes = None, output: _Output = Path("dataset"),
+def create(preset: _Preset = None, classes: _Classes = None, output: Output = Path("dataset"),
            dry_run: _DryRun = False) -> None:
     """Make the empty tree {train,val,test}/CLASS."""
     from genailab_helpers.datasets import names, preparation
@@ -50,7 +47,7 @@ def create(preset: _Preset = None, classes: _Classes = None, output: _Output = P
 
 
 @app.command()
-def organize(source: _Input, output: _Output, table: _Table = None, classes: _Classes = None,
+def organize(source: _Input, output: Output, table: Table = None, classes: _Classes = None,
              dry_run: _DryRun = False, replace: _Replace = False) -> None:
     """Copy the images of a raw tree into class folders; list what has no class."""
     from genailab_helpers.datasets import index, preparation
@@ -60,7 +57,7 @@ def organize(source: _Input, output: _Output, table: _Table = None, classes: _Cl
 
 
 @app.command()
-def preprocess(source: _Input, output: _Output, img_size: _Size = 256, fit: _Fit = "letterbox",
+def preprocess(source: _Input, output: Output, img_size: _Size = 256, fit: _Fit = "letterbox",
                dry_run: _DryRun = False, replace: _Replace = False) -> None:
     """Write every image as a square grey 8-bit PNG."""
     from genailab_helpers.datasets import index, preparation
@@ -70,8 +67,8 @@ def preprocess(source: _Input, output: _Output, img_size: _Size = 256, fit: _Fit
 
 
 @app.command()
-def split(source: _Input, output: _Output, ratios: _Ratios = "0.7,0.15,0.15", seed: _Seed = 42,
-          mode: _Mode = "copy", patient_pattern: Pattern = None, patients: _Table = None,
+def split(source: _Input, output: Output, ratios: _Ratios = "0.7,0.15,0.15", seed: Seed = 42,
+          mode: _Mode = "copy", patient_pattern: Pattern = None, patients: Table = None,
           near_duplicates: _Near = True, dry_run: _DryRun = False, replace: _Replace = False) -> None:
     """Divide class folders into train, val and test by patient."""
     from genailab_helpers.datasets import index, preparation
@@ -95,7 +92,7 @@ def label(source: _Input, output: _Labels = None, dry_run: _DryRun = False,
 
 
 @app.command()
-def verify(folder: _Folder, table: _Table = None, json_file: _Json = None, patient_pattern: Pattern = None,
+def verify(folder: _Folder, table: Table = None, json_file: _Json = None, patient_pattern: Pattern = None,
            classes: _Classes = None) -> None:
     """Audit a folder of images; exit status 1 if there are errors."""
     from genailab_helpers.datasets import audit, index
@@ -111,7 +108,7 @@ def verify(folder: _Folder, table: _Table = None, json_file: _Json = None, patie
 
 
 @app.command()
-def download(name: _Set = None, kaggle: _Kaggle = None, output: _Output = Path("raw_data")) -> None:
+def download(name: _Set = None, kaggle: _Kaggle = None, output: Output = Path("raw_data")) -> None:
     """Get a public set and check its counts against its card; for spine, say how to get such images."""
     from genailab_helpers.datasets import download as sets
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, write_text
+from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Seed, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,6 @@ DEFAULT_STEPS, SHOWN = 2000, 192  # SHOWN: images on a contact sheet at most
 _Data = Annotated[str, Option(help=f"A class folder, a folder of class folders, or '{SYNTHETIC}': phantoms.")]
 _Size = Annotated[int, Option(help="Side of the images in pixels, a multiple of 8.")]
 _Steps = Annotated[int | None, Option(min=1, help=f"Batches to train on; {DEFAULT_STEPS} without --minutes.")]
-_Seed = Annotated[int, Option(min=0, help="Seed of weights, order and noise.")]
 _Batch = Annotated[int, Option(min=1, help="Images a step, of all processes together.")]
 _Compile = Annotated[bool, Option("--compile", help="Quicker on a graphics card from 128x128 pixels on.")]
 _Run = Annotated[Path, Argument(metavar="RUN", help="Folder that `genailab train diffusion` wrote.")]
@@ -31,7 +30,7 @@ _Train = Annotated[Path | None, Option(metavar="DIR", help="Folder it was traine
 
 
 def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Minutes = None,
-          output: Output = Path("build/diffusion"), seed: _Seed = 0, batch_size: _Batch = 16,
+          output: Output = Path("build/diffusion"), seed: Seed = 0, batch_size: _Batch = 16,
           compile_network: _Compile = False) -> None:
     """Train a diffusion model; an interrupted run goes on where it stopped. Writes its recipe beside it.
 
@@ -100,7 +99,7 @@ def _open_run(output: Path, recipe: dict[str, Any]) -> None:
 
 
 def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("build/samples"),
-           seed: _Seed = 0, guidance: _Guidance = 1.0) -> None:
+           seed: Seed = 0, guidance: _Guidance = 1.0) -> None:
     """Sample images from a trained model: films/CLASS/*.png and contact_sheet.png. They show no person."""
     import numpy as np
     import torch

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -241,42 +241,47 @@ def test_a_table_of_bare_names_keeps_patients_whole(tmp_path: Path, genailab) ->
 
 # ------------------------------------------------------------------------------------------------ bad input
 
-@KINDS
-@pytest.mark.parametrize(("fault", "count"), [("missing", 0), ("one", 1), ("corrupt", 0)])
-def test_a_class_without_images_is_one_line(kind: str, fault: str, count: int, folders: dict[str, Path],
-                                            tmp_path: Path, refuse) -> None:
-    data = copy(folders[kind], tmp_path / "data")
-    folder = data / "train" / CLASSES[kind][1]
-    images = sorted(folder.iterdir())
-    if fault == "missing":
-        shutil.rmtree(folder)
-    for image in images[1:] if fault == "one" else ():
+def keep(folder: Path, n_images: int) -> None:
+    for image in sorted(folder.iterdir())[n_images:]:
         image.unlink()
-    for image in images if fault == "corrupt" else ():
+
+
+def corrupt(folder: Path) -> None:
+    for image in folder.rglob("*.png"):
         image.write_bytes(image.read_bytes()[:60])
-    line = refuse(kind, data)
-    assert f"{data}: {count} readable images of {CLASSES[kind][1]} in train; expected at least 2" in line
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_class_that_another_part_lacks(part: str, folders: dict[str, Path], tmp_path: Path, refuse) -> None:
-    data = copy(folders["classifier"], tmp_path / "data")
-    shutil.copytree(data / part / "COVID", data / part / "Silicosis")
-    assert f"{data}: 0 readable images of Silicosis in train" in refuse("classifier", data)
-    shutil.rmtree(data / part / "Silicosis")
-    shutil.rmtree(data / "test" / "Tuberculosis")
-    assert f"{data}: 0 readable images of Tuberculosis in test" in refuse("classifier", data)
-
-
-def test_too_few_patients_to_split(folders: dict[str, Path], tmp_path: Path, refuse) -> None:
-    data = copy(folders["classifier"], tmp_path / "data", ("train", "test"))
-    images = sorted((data / "train" / "COVID").iterdir())
-    for image in images[2:]:
-        image.unlink()
-    assert f"{data}: images of 2 patients of COVID; expected 5 or more" in refuse("classifier", data)
-    images[1].unlink()
-    for root in (data / "train", data):  # with and without a folder train
-        assert f"{root}: 1 readable images of COVID in train" in refuse("classifier", root)
+@pytest.mark.parametrize(("kind", "spoil", "says"), [
+    ("grader", lambda data: shutil.rmtree(data / "train/grade_1"), "0 readable images of grade_1 in train"),
+    ("grader", lambda data: corrupt(data / "train/grade_1"), "0 readable images of grade_1 in train"),
+    ("grader", lambda data: keep(data / "train/grade_1", 1), "1 readable images of grade_1 in train"),
+    ("classifier", lambda data: shutil.rmtree(data / "train/COVID"), "0 readable images of COVID in train"),
+    ("classifier", lambda data: keep(data / "train/COVID", 1),
+     "1 readable images of COVID in train; expected at least 2"),
+    ("classifier", lambda data: shutil.copytree(data / "val/COVID", data / "val/Silicosis"),
+     "0 readable images of Silicosis in train"),
+    ("classifier", lambda data: shutil.copytree(data / "test/COVID", data / "test/Silicosis"),
+     "0 readable images of Silicosis in train"),
+    ("classifier", lambda data: shutil.rmtree(data / "test/Tuberculosis"),
+     "0 readable images of Tuberculosis in test"),
+    ("classifier", lambda data: (shutil.rmtree(data / "val"), keep(data / "train/COVID", 2)),
+     "images of 2 patients of COVID; expected 5 or more"),
+    ("grader", lambda data: (shutil.rmtree(data / "val"), keep(data / "train/grade_4", 1)),
+     "1 readable images of grade_4 in train"),
+    ("grader", lambda data: shutil.copy(data / "train/grade_0/9005000L.png",
+                                        data / "test/grade_0/9005000R.png"),
+     "the images of 1 patients (9005000) lie in several of its parts"),
+    ("classifier", lambda data: shutil.copy(data / "train/Normal/person5000_virus_0.png",
+                                            data / "test/Normal/person5000_bacteria_0.png"),
+     "the images of 1 patients (person5000) lie in several of its parts"),
+    ("grader", lambda data: shutil.rmtree(data / "train"), "found only val/, test/; expected train/"),
+    ("grader", shutil.rmtree, "no such folder"),
+])
+def test_a_faulty_folder_is_one_line(kind: str, spoil: Callable[[Path], object], says: str, tmp_path: Path,
+                                     folders: dict[str, Path], refuse) -> None:
+    data = copy(folders[kind], tmp_path / "data")
+    spoil(data)
+    assert f"{data}: {says}" in refuse(kind, data)
 
 
 def test_colour_photographs(folders: dict[str, Path], tmp_path: Path, genailab, refuse) -> None:
@@ -296,29 +301,15 @@ def test_colour_photographs(folders: dict[str, Path], tmp_path: Path, genailab, 
     assert "expected radiographs, which are grey" in line
 
 
-@KINDS
-def test_patients_on_both_sides_are_named(kind: str, folders, tmp_path: Path, refuse) -> None:
-    data = copy(folders[kind], tmp_path / "data")
-    own = next((data / "train" / CLASSES[kind][0]).iterdir())
-    other = own.name.replace("virus", "bacteria").replace("L.", "R.")  # a second visit, the other knee
-    shutil.copy(own, data / "test" / CLASSES[kind][0] / other)
-    patient = own.name.split("_")[0].removesuffix("L.png")
-    assert f"the images of 1 patients ({patient}) lie in several of its parts" in refuse(kind, data)
-
-
 def test_other_bad_input_is_one_line(folders: dict[str, Path], tmp_path: Path, refuse) -> None:
+    broken = copy(folders["classifier"], tmp_path / "broken", ["train"])
+    corrupt(broken)
+    assert "none of 120 images" in refuse("classifier", broken)
     graded, chests = folders["grader"], folders["classifier"]
-    assert "no such folder" in refuse("grader", tmp_path / "absent")
-    assert "found only val/, test/; expected train/" in refuse(
-        "grader", copy(graded, tmp_path / "untrained", ("val", "test")))
     assert "holds the classes Normal, COVID, Tuberculosis; expected folders grade_0 to grade_4" in refuse(
         "grader", chests)
     assert "for grades there is `genailab train grader`" in refuse("classifier", graded)
     assert "holds one class, Normal" in refuse("classifier", chests / "train" / "Normal")
-    broken = copy(chests, tmp_path / "broken", ["train"])
-    for image in broken.rglob("*.png"):
-        image.write_bytes(image.read_bytes()[:60])
-    assert "none of 120 images" in refuse("classifier", broken)
     assert "expected one of cross_entropy" in refuse("grader", graded, "--loss", "mse")
     assert "backbone='resnet': expected small_cnn" in refuse("grader", graded, "--backbone", "resnet")
     assert "--img-size 16: expected at least 32" in refuse("grader", graded, "--img-size", 16)

@@ -7,7 +7,7 @@ from typer import Option, echo
 
 RECIPE, MODEL = "recipe.json", "model.safetensors"  # what the folder of a training holds
 
-Output = Annotated[Path, Option(help="New or empty folder for the result; `train diffusion`: or its own run.")]
+Output = Annotated[Path, Option(help="New or empty folder; `train diffusion` goes on with its own run.")]
 Table = Annotated[Path | None, Option(help="CSV that names files, and class and patient where it has them.")]
 Seed = Annotated[int, Option(min=0, help="Seed of all that is random.")]
 Minutes = Annotated[float | None, Option(min=0.01, help="Stop after so long; not exactly repeatable.")]

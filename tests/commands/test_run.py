@@ -227,7 +227,7 @@ def test_help_needs_none_of_the_slow_libraries() -> None:
 
 
 @pytest.mark.parametrize(("error", "says"), [
-    (None, "no card of that name"), (FileNotFoundError(2, "No such file", "images"), "No such file: 'images'"),
+    (None, "no card of that name"), (FileNotFoundError(2, "Not there", "images"), "Not there: 'images'"),
     (URLError("no network"), "no network")])
 def test_errors_that_are_raised_on_purpose_are_one_line(
         genailab, monkeypatch: pytest.MonkeyPatch, error: Exception | None, says: str) -> None:
@@ -238,6 +238,7 @@ def test_errors_that_are_raised_on_purpose_are_one_line(
 
 @pytest.mark.parametrize("error", [ValueError("a fault"), OSError("no file is named"), KeyError("a fault")])
 def test_a_fault_shows_its_traceback(genailab, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(download, "CARDS", MagicMock(__contains__=Mock(side_effect=error)))  # met in our own code
+    cards = MagicMock(__contains__=Mock(side_effect=error))  # met while our own code runs
+    monkeypatch.setattr(download, "CARDS", cards)
     with pytest.raises(type(error), match=re.escape(str(error))):
         genailab("data", "download", "x")

@@ -1,8 +1,8 @@
-"""Compare executed notebooks with what is committed: nbval with tolerances, figures and Output widgets.
+"""Compare executed notebooks with what is committed: nbval with tolerances and figures.
 
 `pytest --nbval --nbval-current-env notebooks/` runs every notebook on a fresh kernel and compares every
-cell with the outputs in the file. nbval alone compares text as strings, passes over pictures and knows no
-Output widget; this pytest plug-in, inert without `--nbval`, changes that. The rules:
+cell with the outputs in the file. nbval alone compares text as strings and passes over figures; this pytest
+plug-in, inert without `--nbval`, changes that. The rules:
 
 Order and kind
     Outputs are compared one by one, in order, each with the same kinds of content (`text/plain`,
@@ -32,13 +32,10 @@ Figures
 Tags and metadata of a cell
     `tolerance-0.05` sets the relative tolerance for that cell, for what training makes inexact. Its figures
     may then also shift by that share of their longer side (a curve that is 5 % higher moves by at most 5 %
-    of the axis); blank and unrelated ones still fail. `nbval-ignore-output` needs a written reason in the
-    cell's metadata, `nbregression_reason`. No cell may be skipped or lack its execution count.
+    of the axis); blank and unrelated ones still fail. No cell may be skipped, ignored or lack its
+    execution count.
 Graphics cards
     Kernels see none, as its rounding is its own, unless `CUDA_VISIBLE_DEVICES` is set already.
-Widgets
-    What an Output widget (`interact`, `interactive_output`) captures is no output of the cell and held
-    back, but for errors and stderr, which fail the cell.
 
 `python -m genailab_helpers.nbregression record notebooks/*.ipynb` runs notebooks and writes the reference.
 """
@@ -51,9 +48,7 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -64,21 +59,15 @@ import numpy as np
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import DeadKernelError
-from nbclient.output_widget import OutputWidget
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager, RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from PIL import Image, ImageChops, ImageFilter
 
-TOLERANCE = 1e-3
-FLOOR = 1e-12
-CELL = 8  # pixels
-WORST = 8
-FIGURE_THRESHOLD = 0.05
-REASON = "nbregression_reason"
+TOLERANCE, FLOOR = 1e-3, 1e-12
+CELL, WORST, FIGURE_THRESHOLD = 8, 8, 0.05  # the first in pixels
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-CAPTURED = {"stream", "display_data", "execute_result", "update_display_data", "clear_output"}
 
 _DECIMAL = re.compile(
     r"(?P<before> *)"
@@ -110,16 +99,17 @@ def compare_text(old: str, new: str, tolerance: float = TOLERANCE) -> str | None
         return None
     if _DECIMAL.sub("\0", old) != _DECIMAL.sub("\0", new):
         lines = itertools.zip_longest(*(_DECIMAL.sub("\0", text).split("\n") for text in (old, new)))
-        return _report_text(old, new, next(i for i, (was, now) in enumerate(lines) if was != now))
+        line = next(i for i, (was, now) in enumerate(lines) if was != now)
+        return f"text in line {line + 1}\n{_lines(old, new, line)}"
     for was, now in zip(_DECIMAL.finditer(old), _DECIMAL.finditer(new), strict=True):
         line = old.count("\n", 0, was.start("number"))
         a, b = (float(match["number"].replace(",", "")) for match in (was, now))
-        if abs(a - b) > tolerance * max(abs(a), abs(b)) + FLOOR:
-            relative = abs(a - b) / max(abs(a), abs(b))
-            return (f"number in line {line + 1}: old {was['number']}, new {now['number']}, "
-                    f"relative difference {relative:.2g}, tolerance {tolerance:g}\n{_lines(old, new, line)}")
+        off, size = abs(a - b), max(abs(a), abs(b))
+        if off > tolerance * size + FLOOR:
+            return (f"number in line {line + 1}: old {was['number']}, new {now['number']}, relative "
+                    f"difference {off / size:.2g}, tolerance {tolerance:g}\n{_lines(old, new, line)}")
         if len(was[0]) != len(now[0]) and was.group("before", "after") != now.group("before", "after"):
-            return _report_text(old, new, line)
+            return f"text in line {line + 1}\n{_lines(old, new, line)}"
     return None
 
 
@@ -144,9 +134,8 @@ def compare_figures(old: bytes, new: bytes, tolerance: float = TOLERANCE) -> str
     if any(abs(a - b) > max(2, 0.02 * a) for a, b in zip(before.size, after.size, strict=True)):
         return "size of figure: old {}x{}, new {}x{} pixels, tolerance 2 %".format(*before.size, *after.size)
     difference = figure_difference(before, after, tolerance)
-    if difference <= FIGURE_THRESHOLD:
-        return None
-    return f"figure: content differs by {difference:.3f} of full scale, tolerance {FIGURE_THRESHOLD:g}"
+    return None if difference <= FIGURE_THRESHOLD else (
+        f"figure: content differs by {difference:.3f} of full scale, tolerance {FIGURE_THRESHOLD:g}")
 
 
 def figure_difference(old: Image.Image, new: Image.Image, tolerance: float = TOLERANCE) -> float:
@@ -215,13 +204,11 @@ def compare_outputs(old: Sequence[NotebookNode], new: Sequence[NotebookNode],
             continue
         contents, others = _contents(was), _contents(now)
         if contents.keys() != others.keys():
-            reports.append(f"output {number} is of another kind\n"
-                           f"    old  {', '.join(contents)}\n{_excerpt(was)}\n"
-                           f"    new  {', '.join(others)}\n{_excerpt(now)}")
+            kinds = f"    old  {', '.join(contents)}\n{_excerpt(was)}\n    new  {', '.join(others)}"
+            reports.append(f"output {number} is of another kind\n{kinds}\n{_excerpt(now)}")
             continue
         for kind, content in contents.items():
-            report = _compare_content(kind, content, others[kind], tolerance)
-            if report:
+            if report := _compare_content(kind, content, others[kind], tolerance):
                 reports.append(f"output {number} ({kind}), {report}")
     return reports
 
@@ -240,16 +227,10 @@ def _compare_content(kind: str, old: Any, new: Any, tolerance: float) -> str | N
         return None
     if kind in ("image/png", "image/jpeg"):
         return compare_figures(base64.b64decode(old), base64.b64decode(new), tolerance)
-    if not isinstance(old, str) or not isinstance(new, str):
-        return None if old == new else f"content\n    old  {old}\n    new  {new}"
     report = compare_text(_EMBEDDED.sub("<figure>", old), _EMBEDDED.sub("<figure>", new), tolerance)
     for was, now in zip(_EMBEDDED.findall(old), _EMBEDDED.findall(new), strict=False):
         report = report or compare_figures(base64.b64decode(was), base64.b64decode(now), tolerance)
     return report
-
-
-def _report_text(old: str, new: str, line: int) -> str:
-    return f"text in line {line + 1}\n{_lines(old, new, line)}"
 
 
 def _lines(old: str, new: str, line: int) -> str:
@@ -269,12 +250,10 @@ class Notebook(IPyNbFile):
     """A notebook of which the outputs are compared by this module's rules."""
 
     def setup(self) -> None:
-        """Start the kernel; keep a history, without which a trailing `;` suppresses nothing (nbval #194)."""
-        with _cards_hidden():
-            super().setup()
-        self.kernel.execute_cell_input = partial(self.kernel.kc.execute, stop_on_error=False)
-        self.kernel.get_message = partial(_get_message, self.kernel, self.kernel.get_message)
-        self.captures: dict[str, str] = {}  # Output widget: the message whose outputs it captures, or ""
+        """Start the kernel."""
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a graphics card rounds otherwise
+        super().setup()
+        self.kernel.await_reply = partial(_await_reply, self.kernel, self.kernel.await_reply)
 
     def collect(self) -> Iterator["Cell"]:
         """Collect one test a code cell."""
@@ -282,38 +261,16 @@ class Notebook(IPyNbFile):
             yield Cell.from_parent(self, name=cell.name, cell_num=cell.cell_num, cell=cell.cell,
                                    options=cell.options)
 
-    def get_kernel_message(self, timeout: float | None = None, stream: str = "iopub") -> dict[str, Any]:
-        """Return the next message of the kernel that no Output widget captures."""
-        while True:
-            message: dict[str, Any] = super().get_kernel_message(timeout, stream)
-            self._follow_widget(message)
-            if not self._is_captured(message):
-                return message
 
-    def _follow_widget(self, message: dict[str, Any]) -> None:
-        content = message["content"]
-        state = content.get("data", {}).get("state", {}) if message["msg_type"].startswith("comm_") else {}
-        if state.get("_model_name") == "OutputModel" or content.get("comm_id") in self.captures:
-            known = self.captures.get(content["comm_id"], "")
-            self.captures[content["comm_id"]] = state.get("msg_id", known)
-
-    def _is_captured(self, message: dict[str, Any]) -> bool:
-        parent = message["parent_header"].get("msg_id")
-        return (bool(parent) and parent in self.captures.values() and message["msg_type"] in CAPTURED
-                and message["content"].get("name") != "stderr")
-
-
-def _get_message(kernel: RunningKernel, get: Callable[..., Any], stream: str, timeout: float) -> Any:
-    """Wait for a message as long as the kernel lives; nbval waits for that of a dead one too."""
-    end = time.monotonic() + timeout
-    while True:
+def _await_reply(kernel: RunningKernel, wait: Callable[..., None], msg_id: str, timeout: float) -> None:
+    """Wait for a reply as long as the kernel lives; nbval waits for that of a dead one too."""
+    for _ in range(int(timeout)):
         try:
-            return get(stream, timeout=min(1.0, max(0.0, end - time.monotonic())))
+            return wait(msg_id, timeout=1)
         except Empty:
             if not kernel.is_alive():
                 raise RuntimeError("the kernel died, out of memory?") from None
-            if time.monotonic() >= end:
-                raise
+    raise Empty
 
 
 class Cell(IPyNbCell):
@@ -321,17 +278,10 @@ class Cell(IPyNbCell):
 
     def runtest(self) -> None:
         """Run the cell and compare it; a cell that could not be compared fails."""
-        if self.options["skip"]:
-            self.raise_cell_error("the cell is marked to be skipped; every cell must run")
-        if not self.options["check"]:
-            reason = self.cell.metadata.get(REASON)
-            if not isinstance(reason, str) or not reason.strip():
-                self.raise_cell_error(f'the output is ignored without a reason; write one, "{REASON}", '
-                                      "into the cell's metadata")
+        if self.options["skip"] or not self.options["check"]:
+            self.raise_cell_error("the cell is marked to be skipped or ignored; every cell must be compared")
         if self.cell.execution_count is None:
             self.raise_cell_error("the cell has no execution count, so no reference; run `make record`")
-        if self.cell.outputs:
-            self.user_properties.append(("nbregression", "compared" if self.options["check"] else "ignored"))
         super().runtest()
 
     def compare_outputs(self, test: Sequence[NotebookNode], ref: Sequence[NotebookNode],
@@ -344,10 +294,8 @@ class Cell(IPyNbCell):
     def tolerance(self) -> float:
         """Return the relative tolerance that the cell's tags declare, else `TOLERANCE`."""
         declared = [tag for tag in self.cell.metadata.get("tags", []) if tag.startswith("tolerance")]
-        if not declared:
-            return TOLERANCE
-        number = re.fullmatch(r"tolerance-(0?\.\d+)", " ".join(declared))
-        tolerance = float(number[1]) if number else 0.0
+        number = re.fullmatch(r"(?:tolerance-(0?\.\d+))?", " ".join(declared))
+        tolerance = float(number[1] or TOLERANCE) if number else 0.0
         if not TOLERANCE <= tolerance <= 0.5:
             self.raise_cell_error(f"tags {declared}: expected one, such as tolerance-0.05, "
                                   f"from {TOLERANCE:g} to 0.5")
@@ -362,14 +310,6 @@ class Cell(IPyNbCell):
                 f"{getattr(error, 'inner_traceback', None) or ''}")
 
 
-@contextmanager
-def _cards_hidden() -> Iterator[None]:
-    """Let a kernel that starts compute on the processor: a graphics card rounds otherwise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        yield
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator[None]:
     """Put this module's notebook in the place of nbval's in strict mode."""
@@ -379,58 +319,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator[N
             for node in collected]  # type: ignore[attr-defined]
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many of the cells that have output were compared."""
-    marks = [value for reports in terminalreporter.stats.values() for report in reports
-             if getattr(report, "when", None) == "call"
-             for name, value in report.user_properties if name == "nbregression"]
-    if marks:
-        compared = marks.count("compared")
-        terminalreporter.write_line(f"notebooks: {compared} of {len(marks)} code cells that have output are "
-                                    f"compared ({100 * compared / len(marks):.1f} %)")
-
-
 # ---------------------------------------------------------------------------------------------- recording
 
-class RecordingError(Exception):
-    """A notebook could not be recorded; the message names it, the cell and the error."""
-
-
-class _SilentOutput(OutputWidget):
-    """An Output widget that keeps what it captures from the kernel, whose repr of it would show that."""
-
-    def sync_state(self) -> None:
-        """Tell the kernel nothing: nbval does not either."""
-
-
-class _Recorder(NotebookClient):
-    """Run a notebook as the comparison does: on this Python; errors and stderr escape an Output widget."""
-
-    def __init__(self, notebook: NotebookNode, folder: Path) -> None:
-        super().__init__(notebook, store_widget_state=True, record_timing=False,
-                         resources={"metadata": {"path": str(folder)}}, on_cell_executed=self.refuse_error)
-        self.widget_registry = {"@jupyter-widgets/output": {"OutputModel": _SilentOutput}}
-
-    def create_kernel_manager(self) -> AsyncKernelManager:
-        self.km = AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME,
-                                     kernel_spec_manager=NbvalKernelspecManager())
-        return self.km
-
-    def output(self, outs: list[NotebookNode], msg: dict[str, Any], display_id: str | None,
-               cell_index: int) -> NotebookNode | None:
-        if msg["msg_type"] == "error" or msg["content"].get("name") == "stderr":
-            outs.append(nbformat.v4.output_from_msg(msg))
-            return None
-        return super().output(outs, msg, display_id, cell_index)
-
-    def refuse_error(self, cell: NotebookNode, cell_index: int, **_: object) -> None:
-        errors = [output for output in cell.outputs if output.output_type == "error"]
-        if errors and "raises-exception" not in cell.metadata.get("tags", []):
-            number = sum(c.cell_type == "code" for c in self.nb.cells[:cell_index + 1])
-            raise RecordingError(f"code cell {number} stopped with {errors[0].ename}: {errors[0].evalue}")
-
-
-def record(path: str | Path) -> None:
+def record(path: Path) -> None:
     """Run a notebook on a fresh kernel of this Python and write it with its outputs, the new reference.
 
     The stubs of its exercises are written anew first. Only what depends on code and data stays in the file,
@@ -438,38 +329,45 @@ def record(path: str | Path) -> None:
 
     Parameters
     ----------
-    path : str or Path
+    path : Path
         The notebook, replaced as a whole once every cell has run.
 
     Raises
     ------
-    RecordingError
-        If it is no notebook, its exercises are malformed or a cell stopped, in a widget's callback too; the
-        file is as it was then.
+    ValueError
+        If it is no notebook, its exercises are malformed or a cell stopped; the file is as it was then.
     """
     # imported here because both import torch, which a plain run of pytest need not wait for
     from genailab_helpers.checkpoints import whole_file
     from genailab_helpers.lessons.exercises import refresh_stubs
 
-    path = Path(path)
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise RecordingError(f"{path}: expected a Jupyter notebook, {str(error).splitlines()[0]}") from error
-    try:
         refresh_stubs(notebook)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        with _cards_hidden():
-            _Recorder(notebook, path.parent).execute(stderr=subprocess.DEVNULL)  # its own log
-    except (ValueError, RecordingError) as error:  # ValueError: an exercise is malformed
-        raise RecordingError(f"{path}: {error}; nothing was written") from error
-    except DeadKernelError as error:
-        raise RecordingError(f"{path}: the kernel died, out of memory?; nothing was written") from error
+        _run(notebook, str(path.parent))
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{path}: not recorded: {str(error).partition(chr(10))[0]}") from error
     _normalise(notebook)
     with whole_file(path) as temporary:
         temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def _run(notebook: NotebookNode, folder: str) -> None:
+    """Run a notebook as the comparison does: on this Python, without graphics cards."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    kernel = AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME,
+                                kernel_spec_manager=NbvalKernelspecManager())
+    client = NotebookClient(notebook, kernel, record_timing=False, resources={"metadata": {"path": folder}})
+    try:
+        client.execute(cleanup_kc=True, stderr=subprocess.DEVNULL)  # its own log
+    except CellExecutionError as error:
+        number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
+        raise ValueError(f"code cell {number} stopped with {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise ValueError("the kernel died, out of memory?") from error
 
 
 def _normalise(notebook: NotebookNode) -> None:
@@ -503,13 +401,12 @@ def _merge_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `record NOTEBOOK...`; return the exit status, 2 if a notebook could not be recorded."""
     parser = argparse.ArgumentParser(prog="python -m genailab_helpers.nbregression")
-    command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "record", help="run notebooks and write them with their outputs, the reference of the comparison")
-    command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("command", choices=["record"], help="run notebooks and write the reference")
+    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     for path in parser.parse_args(arguments).notebooks:
         try:
             record(path)
-        except RecordingError as error:
+        except ValueError as error:
             print(error, file=sys.stderr)
             return 2
         print(f"recorded {path}")

@@ -3,11 +3,15 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from genailab_helpers.commands import main
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,43 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+class Command:
+    """The command line in this process; typer ends even a success with SystemExit."""
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """Give exit status, stdout and stderr."""
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, \
+                pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return int(end.value.code or 0), out.getvalue(), err.getvalue()
+
+    def run(self, *arguments: object) -> str:
+        """Run what must succeed, and give back what it says."""
+        status, out, err = self(*arguments)
+        assert status == 0, err
+        return out
+
+    def refuse(self, *arguments: object) -> str:
+        """Run what must end with exit status 2, and give back its one line on stderr."""
+        status, _, err = self(*arguments)
+        assert status == 2, err
+        [line] = [line for line in err.splitlines() if line]
+        assert line.startswith("genailab: ")
+        return line
+
+
+@pytest.fixture(scope="session")
+def genailab() -> Command:
+    """Give the command line."""
+    return Command()
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a module of tests a cache that nobody else fills."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("GENAILAB_CACHE", str(folder))
+        yield folder

@@ -8,7 +8,7 @@ the notebook runs both: the stub's output says "not solved yet", the solution's 
 """
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -41,17 +41,8 @@ def self_check(number: str) -> Callable[[Callable[[Any], None]], Callable[[Any],
     -------
     callable
         A decorator for `f(answer) -> None`, which raises `NotSolved` where the answer is not right.
-
-    Raises
-    ------
-    ValueError
-        If another function is registered for that exercise.
     """
     def register(judge: Callable[[Any], None]) -> Callable[[Any], None]:
-        known = _checks.get(number, judge)
-        if (known.__module__, known.__qualname__) != (judge.__module__, judge.__qualname__):
-            raise ValueError(f"exercise {number} has two self-checks, "
-                             f"{known.__qualname__} and {judge.__qualname__}; expected one")
         _checks[number] = judge
         return judge
     return register
@@ -86,41 +77,7 @@ def check(number: str, answer: Any) -> None:
         print(f"Exercise {number} solved.")
 
 
-def expect_shape(got: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """Demand numbers of a shape.
-
-    Parameters
-    ----------
-    got : array_like
-        A number, a tensor, an array or a list of numbers.
-    shape : tuple of int
-        The right shape, () for one number.
-    what : str
-        What the numbers are, to begin the message with.
-
-    Returns
-    -------
-    Tensor
-        `got` as float64.
-
-    Raises
-    ------
-    NotSolved
-        If `got` is not made of numbers, has another shape or is not finite.
-    """
-    try:
-        numbers = torch.as_tensor(got, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise NotSolved(f"{what} should be made of numbers, yours is a {type(got).__name__}") from error
-    if numbers.shape != shape:
-        raise NotSolved(f"{what} should have shape {shape}, yours has {tuple(numbers.shape)}")
-    n_infinite = int((~numbers.isfinite()).sum())
-    if n_infinite:
-        raise NotSolved(f"{what} should be finite, {n_infinite} of your {numbers.numel()} values are not")
-    return numbers
-
-
-def expect_close(got: Any, want: Any, what: str, rtol: float = 1e-3) -> None:
+def expect_close(got: Any, want: Any, what: str) -> None:
     """Demand the right numbers; say by how much they are wrong, not what they should be.
 
     Parameters
@@ -129,20 +86,25 @@ def expect_close(got: Any, want: Any, what: str, rtol: float = 1e-3) -> None:
         The learner's numbers and the right ones, of one shape.
     what : str
         What the numbers are, to begin the message with.
-    rtol : float, default 1e-3
-        Largest difference that passes, as a part of the largest right value (in size).
 
     Raises
     ------
     NotSolved
-        If shapes or values differ, or a value is not finite.
+        If `got` is not made of numbers, has another shape, is not finite, or is off by more than a thousandth
+        of the largest right value (in size).
     """
     right = torch.as_tensor(want, dtype=torch.float64, device="cpu").detach()
-    off = (expect_shape(got, tuple(right.shape), what) - right).abs()
-    scale = right.abs().max()
-    wrong = off > rtol * scale
-    if wrong.any():
-        places = f" in {int(wrong.sum())} of {off.numel()} places" if off.numel() > 1 else ""
+    try:
+        numbers = torch.as_tensor(got, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise NotSolved(f"{what} should be made of numbers, yours is a {type(got).__name__}") from error
+    if numbers.shape != right.shape:
+        raise NotSolved(f"{what} should have shape {tuple(right.shape)}, yours has {tuple(numbers.shape)}")
+    if n_infinite := int((~numbers.isfinite()).sum()):
+        raise NotSolved(f"{what} should be finite, {n_infinite} of your {numbers.numel()} values are not")
+    off, scale = (numbers - right).abs(), right.abs().max()
+    if n_wrong := int((off > 1e-3 * scale).sum()):
+        places = f" in {n_wrong} of {off.numel()} places" if off.numel() > 1 else ""
         size = f"{off.max() / scale:.1%} of the largest right value" if scale > 0 else f"{off.max():.2g}"
         raise NotSolved(f"{what}: off by up to {size}{places}")
 
@@ -166,23 +128,10 @@ def make_stub(source: str) -> str:
     ValueError
         If the markers are missing or do not pair, or the stub is not valid Python.
     """
-    stub: list[str] = []
-    inside = False
-    n_blocks = 0
-    for line in source.split("\n"):
-        marker = line.strip()
-        if marker in (BEGIN, END):
-            if inside == (marker == BEGIN):
-                raise ValueError(f"a line {marker!r} stands where none may; blocks pair up and do not nest")
-            inside = not inside
-            if inside:
-                n_blocks += 1
-                stub.append(line[:line.index(BEGIN)] + BLANK)
-        elif not inside:
-            stub.append(line)
-    if inside or n_blocks == 0:
-        raise ValueError(f"expected at least one block from {BEGIN!r} to {END!r}")
-    code = "\n".join(stub)
+    block = rf"^([ \t]*){BEGIN}[ \t]*\n.*?^[ \t]*{END}[ \t]*$"
+    code, n_blocks = re.subn(block, rf"\1{BLANK}", source, flags=re.MULTILINE | re.DOTALL)
+    if n_blocks == 0 or BEGIN in code or END in code:
+        raise ValueError(f"expected at least one block from {BEGIN!r} to {END!r}; blocks do not nest")
     try:
         compile(code, "stub", "exec")
     except SyntaxError as error:
@@ -255,18 +204,13 @@ def refresh_stubs(notebook: NotebookNode) -> None:
 
 
 def _find_check(number: str) -> Callable[[Any], None]:
-    if not re.fullmatch(r"\d+\.\d+", number):
-        raise ValueError(f"exercise {number!r} is no number; expected the form '2.1'")
     lesson = number.partition(".")[0]
-    module = f"{__package__}.checks_{int(lesson):02d}"
-    try:
+    module = f"{__package__}.checks_{lesson:>02}"
+    if importlib.util.find_spec(module):
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
     if number not in _checks:
         known = ", ".join(sorted(n for n in _checks if n.startswith(f"{lesson}."))) or "none"
-        raise ValueError(f"there is no exercise {number}; lesson {lesson} has {known}")
+        raise ValueError(f"there is no exercise {number!r}, such as '2.1'; lesson {lesson} has {known}")
     return _checks[number]
 
 

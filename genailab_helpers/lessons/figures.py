@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-import torch
 from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -27,19 +26,11 @@ FONT_SIZE = 10  # points
 def set_house_style() -> None:
     """Set matplotlib's defaults: seaborn's style, colour-blind-safe colours, letters of 10 pt or more."""
     sns.set_theme(style="ticks", palette="colorblind", font="DejaVu Sans", rc={
-        "figure.constrained_layout.use": True,
-        "figure.figsize": (6.4, 3.6),
-        "font.size": FONT_SIZE,
-        "axes.titlesize": FONT_SIZE + 1,
-        "axes.labelsize": FONT_SIZE,
-        "xtick.labelsize": FONT_SIZE,
-        "ytick.labelsize": FONT_SIZE,
-        "legend.fontsize": FONT_SIZE,
-        "legend.title_fontsize": FONT_SIZE,
-        "figure.titlesize": FONT_SIZE + 2,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "image.cmap": "gray",
+        "figure.constrained_layout.use": True, "figure.figsize": (6.4, 3.6), "image.cmap": "gray",
+        "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE + 1, "axes.labelsize": FONT_SIZE,
+        "xtick.labelsize": FONT_SIZE, "ytick.labelsize": FONT_SIZE, "legend.fontsize": FONT_SIZE,
+        "legend.title_fontsize": FONT_SIZE, "figure.titlesize": FONT_SIZE + 2,
+        "axes.spines.top": False, "axes.spines.right": False,
     })
 
 
@@ -124,8 +115,7 @@ def show(fig: Figure, alt: str, caption: str | None = None) -> None:
 
 
 def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: int | None = None, *,
-              masks: Mapping[str, Tensor] | None = None, film_size: float = 1.4, suptitle: str | None = None,
-              ticks: bool = False) -> Figure:
+              masks: Mapping[str, Tensor] | None = None, film_size: float = 1.4) -> Figure:
     """Draw films side by side, all on the same grey scale: -1 black, +1 white.
 
     Parameters
@@ -141,10 +131,6 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
         structure that is in no film is left out of the legend.
     film_size : float, default 1.4
         Width of a film in inches.
-    suptitle : str, optional
-        Title of the whole figure.
-    ticks : bool, default False
-        Number the rows and columns of pixels.
 
     Returns
     -------
@@ -154,7 +140,7 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     Raises
     ------
     ValueError
-        If `images` is no batch of films, `titles` or a mask do not fit it, or there are more than 9 masks.
+        If `images` is no batch of films, or `titles` do not fit it.
     """
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; expected (N, 1, H, W) with N at least 1")
@@ -162,13 +148,7 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     if titles is not None and len(titles) != n_films:
         raise ValueError(f"{len(titles)} titles for {n_films} films; expected one each")
     masks = masks or {}
-    for name, mask in masks.items():
-        if mask.shape != (n_films, height, width) or mask.dtype != torch.bool:
-            raise ValueError(f"mask {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
-                             f"expected torch.bool of shape {(n_films, height, width)}")
     colours = [colour for colour in sns.color_palette("colorblind") if max(colour) > min(colour)]  # but grey
-    if len(masks) > len(colours):
-        raise ValueError(f"{len(masks)} masks; expected at most {len(colours)}, as many as there are colours")
     coloured = {name: colour for name, colour in zip(masks, colours, strict=False) if masks[name].any()}
     n_columns = min(n_columns or math.ceil(n_films / math.ceil(n_films / 6)), n_films)
     n_rows = math.ceil(n_films / n_columns)
@@ -179,11 +159,9 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     title_height = (1.2 * FONT_SIZE * n_lines + 6) / 72 if wrapped else 0
     legend_columns = max(1, int(n_columns * film_size / 1.5))
     legend_height = (1.75 * FONT_SIZE * math.ceil(len(coloured) / legend_columns) + 6) / 72 if coloured else 0
-    suptitle_height = 1.7 * FONT_SIZE / 72 if suptitle else 0
-    margin = 0.68 if ticks else 0.08
-    row_height = film_size * height / width + margin + title_height
-    fig = Figure(figsize=(n_columns * (film_size + margin),
-                          n_rows * row_height + legend_height + suptitle_height), layout="compressed")
+    row_height = film_size * height / width + 0.08 + title_height
+    fig = Figure(figsize=(n_columns * (film_size + 0.08), n_rows * row_height + legend_height),
+                 layout="compressed")
     axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
     for ax in axes[n_films:]:
         ax.remove()
@@ -193,16 +171,11 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
             ax.imshow(_veil(masks[name][i], colour))
         if wrapped:
             ax.set_title(wrapped[i], fontsize=FONT_SIZE)
-        if ticks:
-            ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
-        else:
-            ax.set_axis_off()
+        ax.set_axis_off()
     if coloured:
         fig.legend(handles=[Patch(color=colour, label=name) for name, colour in coloured.items()],
                    loc="outside lower center", ncols=min(legend_columns, len(coloured)), frameon=False,
                    fontsize=FONT_SIZE)
-    if suptitle:
-        fig.suptitle(suptitle, fontsize=FONT_SIZE + 2)
     return fig
 
 

@@ -10,20 +10,18 @@ from threadpoolctl import threadpool_limits
 from genailab_helpers.lessons.figures import set_house_style
 
 
-def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
+def start_lesson(seed: int = 0) -> torch.Generator:
     """Make a notebook repeatable and give it the house style of figures.
 
     This is the one place that sets global state, and it does so openly: the seeds of Python, NumPy and torch
     (a new network draws its weights from torch's global generator), torch's deterministic algorithms, the
-    number of threads, and the defaults of matplotlib.
+    number of threads (two each for torch, NumPy, SciPy and scikit-learn, fewer where the machine or
+    `OMP_NUM_THREADS` allows fewer), and the defaults of matplotlib.
 
     Parameters
     ----------
     seed : int, default 0
         Seed of every generator, from 0 to 2**32 - 1.
-    n_threads : int, default 2
-        Threads that torch, NumPy, SciPy and scikit-learn may use at most, each; fewer where the machine or
-        `OMP_NUM_THREADS` allows fewer.
 
     Returns
     -------
@@ -33,16 +31,12 @@ def start_lesson(seed: int = 0, n_threads: int = 2) -> torch.Generator:
     Raises
     ------
     ValueError
-        If `seed` is out of range or `n_threads` is below 1.
+        If `seed` is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}")
-    if n_threads < 1:
-        raise ValueError(f"n_threads is {n_threads}; expected 1 or more")
+    np.random.seed(seed)  # refuses a seed that is out of range
     random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
-    n_threads = min(n_threads, torch.get_num_threads())
+    n_threads = min(2, torch.get_num_threads())
     torch.set_num_threads(n_threads)
     threadpool_limits(n_threads)  # of BLAS and OpenMP: neither numbers nor times should depend on many cores
     # A GPU needs this for deterministic matrix products. Some of its backward passes have no deterministic

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from genailab_helpers.lessons.figures import figure_html
 
 
-def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = None,
-            **controls: Any) -> ipywidgets.Widget:
+def explore(draw: Callable[..., Figure], **controls: Any) -> ipywidgets.Widget:
     """Put sliders and menus beside a figure that follows them.
 
     A widget needs a running kernel: on a page, or in a notebook that has not been run, the reader sees
@@ -22,10 +21,7 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
     ----------
     draw : callable
         `draw(**values)` returns the figure for one setting of the controls. Defaults of its arguments are the
-        controls' first values.
-    alt : str or callable, optional
-        What the figure shows, or `alt(**values)` that says it; by default the first line of `draw`'s
-        docstring. To a text, the values of the controls are added.
+        controls' first values; the first line of its docstring, with the values, is the alternative text.
     **controls
         One a argument of `draw`, in the short forms of `ipywidgets.interact`: `(low, high, step)` makes a
         slider, a list makes a menu, True or False makes a box to tick; any value widget is taken as it is.
@@ -38,22 +34,19 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
     Raises
     ------
     ValueError
-        If there is nothing to tell the alternative text from, or a control cannot be understood.
+        If `draw` has no docstring.
     Exception
         Whatever `draw` raises. At the first drawing it stops the cell; later it is also written in the place
         of the figure.
     """
-    described = alt or (inspect.getdoc(draw) or "").partition("\n")[0]
+    described = (inspect.getdoc(draw) or "").partition("\n")[0]
     if not described:
-        raise ValueError("explore has no alternative text; give alt= or a docstring to the drawing function")
+        raise ValueError("explore has no alternative text; give the drawing function a docstring")
     parameters = inspect.signature(draw).parameters
     widgets = {}
     for name, control in controls.items():
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
         widget = ipywidgets.interactive.widget_from_abbrev(control, default)
-        if widget is None:
-            raise ValueError(f"control {name}={control!r} is not understood; "
-                             "expected (low, high, step), a list, True, False or a widget")
         widget.description = widget.description or name.replace("_", " ")
         if "continuous_update" in widget.traits():
             widget.continuous_update = False  # draw when the slider is let go, not at every pixel of its way
@@ -67,12 +60,8 @@ def explore(draw: Callable[..., Figure], alt: str | Callable[..., str] | None = 
     def redraw(_change: object = None) -> None:
         values = {name: widget.value for name, widget in widgets.items()}
         try:
-            if callable(described):
-                text = described(**values)
-            else:
-                setting = ", ".join(f"{w.description} {_words(values[name])}" for name, w in widgets.items())
-                text = f"{described} ({setting})"
-            picture.value = figure_html(draw(**values), text)
+            setting = ", ".join(f"{w.description} {_words(values[name])}" for name, w in widgets.items())
+            picture.value = figure_html(draw(**values), f"{described} ({setting})")
         except Exception as error:
             picture.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
             raise

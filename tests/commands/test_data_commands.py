@@ -1,17 +1,15 @@
 """`genailab data`: the flow of a user from a raw folder to labels, and one line for what is wrong."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from genailab_helpers.commands import main
 from genailab_helpers.datasets import download
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.datasets.index import index_images
@@ -20,19 +18,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run the command line in an empty folder; give back exit status, stdout and stderr."""
+def run(genailab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run `genailab data` in an empty folder; give back exit status, stdout and stderr."""
     monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main(["data", *arguments])
-        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return call
+    return partial(genailab, "data")
 
 
 @pytest.fixture
@@ -162,11 +153,3 @@ def test_download_and_cards_hand_over(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert run("download", "--kaggle", "a/b", "--output", "x")[1] == f"download {(None, Path('x'), 'a/b')}\n"
     assert run("cards", "covid")[1] == "cards ('covid',)\n"
     assert run("cards")[1] == "cards (None,)\n"
-
-
-def test_help_needs_no_torch() -> None:
-    code = ("import sys\nfrom genailab_helpers.commands import main\n"
-            "try:\n    main(['data', '--help'])\nexcept SystemExit:\n    pass\n"
-            "assert not {'torch', 'scipy', 'PIL'} & set(sys.modules)")
-    assert "organize" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                        check=True).stdout

@@ -1,0 +1,27 @@
+"""What several commands share: options, names of files, one line on stderr, a text written whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option, echo
+
+RECIPE, MODEL = "recipe.json", "model.safetensors"  # what the folder of a training holds
+
+Output = Annotated[Path, Option(help="New or empty folder; `train diffusion` goes on with its own run.")]
+Table = Annotated[Path | None, Option(help="CSV that names files, and class and patient where it has them.")]
+Seed = Annotated[int, Option(min=0, help="Seed of all that is random.")]
+Minutes = Annotated[float | None, Option(min=0.01, help="Stop after so long; not exactly repeatable.")]
+Pattern = Annotated[str | None, Option(help="Regular expression; its group 1 is the patient in a file name.")]
+
+
+def complain(message: object) -> None:
+    """Write one line to stderr."""
+    echo(f"genailab: {' '.join(str(message).split())}", err=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    from genailab_helpers.checkpoints import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -26,8 +26,13 @@ if TYPE_CHECKING:  # commands that only write files start without torch
     from torch import Tensor
 
 
-def cache_folder() -> Path:
+def cache_folder(part: str = "") -> Path:
     """Return the folder of everything that can be computed again, made if it is absent, for its owner alone.
+
+    Parameters
+    ----------
+    part : str, default ""
+        A folder in it.
 
     Returns
     -------
@@ -37,8 +42,9 @@ def cache_folder() -> Path:
     named = os.environ.get("GENAILAB_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(named).expanduser() if named else Path(base) / "genailab"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+    for made in (folder, folder / part):
+        made.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / part
 
 
 @contextmanager
@@ -125,9 +131,7 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the lock of a folder; it ends with the process, however that ends."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(exist_ok=True)
-    lock = FileLock(locks / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
+    lock = FileLock(cache_folder("locks") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -50,38 +50,42 @@ def _given_names() -> frozenset[str]:
     return frozenset(text.split())
 
 
-def dicom_header(path: Path) -> dict[str, str]:
+def _dicom_header(path: Path) -> dict[str, str]:
     """Return the elements of a DICOM header that are not empty; nothing for another file."""
     if not is_dicom(path):
         return {}
     try:
         import pydicom
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            return {name: str(header.get(name)) for name in (*_PERSON_FIELDS, "PatientID", "ViewPosition",
-                                                             "PatientIdentityRemoved") if header.get(name)}
+            return {name: str(header[name].value) for name in header.dir() if header.get(name)}
     except Exception:  # no package or damaged: the check "unreadable" says so
         return {}
 
 
 def _metadata(path: Path) -> dict[str, str]:
     """Return EXIF tags, text chunks and comments of an image file by their names."""
+    def plain(value: object) -> str:
+        text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
+        return text.replace("\0", "").strip()
+
     try:
         with Image.open(path) as image:
             exif = image.getexif()
-            tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-            found = {ExifTags.TAGS.get(tag, ""): _plain(value) for tag, value in tags.items()}
-            return found | {str(key): _plain(value) for key, value in image.info.items()
-                            if isinstance(value, str) or key == "comment"}
+            tags = {ExifTags.TAGS.get(tag, ""): value
+                    for tag, value in {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}.items()}
+            tags |= {str(key): value for key, value in image.info.items()
+                     if isinstance(value, str) or key == "comment"}
+            return {name: plain(value) for name, value in tags.items()}
     except Exception:  # the check "unreadable" says so
         return {}
 
 
-def _plain(value: object) -> str:
-    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
-    return text.replace("\0", "").strip()
+def shows_lateral(path: Path) -> bool:
+    """Tell whether name or DICOM header call an image lateral."""
+    return bool(re.search(r"(?<![a-z])lat(eral)?(?![a-z])", path.stem.lower())) or (
+        _dicom_header(path).get("ViewPosition", "").upper() in ("LL", "RL", "LLO", "RLO", "LATERAL"))
 
 
 class Traces(NamedTuple):
@@ -102,8 +106,9 @@ class Traces(NamedTuple):
     numbered: bool
 
 
-def find_traces(path: Path, header: dict[str, str]) -> Traces:
+def find_traces(path: Path) -> Traces:
     """Read DICOM elements, EXIF tags, text chunks and comments of one image; of a damaged file, none."""
+    header = _dicom_header(path)
     removed = header.get("PatientIdentityRemoved") == "YES"
     personal, texts = [], []
     for name in () if removed else _PERSON_FIELDS:

@@ -63,12 +63,6 @@ def test_edited_phantoms_are_found(film_edits, files, phantoms, tmp_path):
             assert .9 < pair.similarity <= 1
 
 
-def test_two_edits_at_once(phantoms):
-    turned = -phantoms[:1].flip(-1)  # a mirror image and a negative
-    pair, = find_duplicates(torch.cat([phantoms, turned]))
-    assert (pair[:2], pair.flipped, pair.inverted) == ((0, N_PHANTOMS), True, True)
-
-
 def test_the_frame_does_not_decide(phantoms):
     framed = phantoms.clone()
     framed[:, :, :6], framed[:, :, -6:], framed[:, :, :, :6], framed[:, :, :, -6:] = 1, 1, 1, 1

@@ -86,12 +86,6 @@ def test_a_table_is_read_whatever_its_dialect_and_columns(tmp_path, text):
         2: {"file": "a/x 1.png", "class": "Normal", "patient": "7", "split": "val"}}
 
 
-def test_what_is_a_folder_or_absent_is_no_table(tmp_path):
-    for path in (tmp_path, tmp_path / "absent.csv"):
-        with pytest.raises(ValueError, match=f"{path.name}: expected a CSV table"):
-            read_table(path)
-
-
 def match(tmp_path: Path, images: list[str], rows: list[str], table: str = "t.csv") -> list[str]:
     make_tree(tmp_path / "set", {str(Path(name).parent): [] for name in images})
     for name in images:

@@ -508,11 +508,12 @@ def _people(data: Evidence) -> Found:
     texts: dict[str, list[str]] = defaultdict(list)
     numbered: list[str] = []
     for name, path in data.images["path"].items():
-        traces = find_traces(Path(path))
-        for fields, found in ((personal, traces.personal), (texts, traces.texts)):
-            for field in found:
-                fields[field].append(name)
-        numbered += [name] * traces.numbered
+        of_persons, free, has_number = find_traces(Path(path))
+        for field in of_persons:
+            personal[field].append(name)
+        for field in free:
+            texts[field].append(name)
+        numbered += [name] * has_number
     told = ", ".join(f"{field} ({len(names)})" for field, names in sorted(personal.items()))
     yield _of("personal data", dict.fromkeys(name for _, names in sorted(personal.items()) for name in names),
               f"with fields on persons: {told}.", "file")

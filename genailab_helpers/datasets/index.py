@@ -150,8 +150,7 @@ def _tabulate(root: Path, names: Sequence[str], classes: Sequence[str], splits: 
     beside = [root / TABLE, *([root.parent / TABLE] if canonical_split(root.name) else [])]
     found = table if table is not None else next((place for place in beside if place.is_file()), "")
     images.attrs = {"root": str(root), "table": str(found and Path(found).expanduser()),
-                    "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist()),
-                    "splits": [], "empty": {}}
+                    "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist())}
     if found:
         _apply_table(images, match_table(images, images.attrs["table"], graded))
     own = images["patient"] == ""

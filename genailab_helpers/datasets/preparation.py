@@ -168,12 +168,13 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
         every = _follow_table(every, match_table(images, images.attrs["table"]), left_out)
     usable = every["class"].map(_is_class_name) & (every["class"].isin(allowed) | (not classes))
     left_out["no known class in the path or the table"] = every.index[~usable].tolist()
+    root, table = images.attrs["root"], os.path.realpath(images.attrs["table"])
     left_out["not an image"] = [name for name in other_files(images) if PurePosixPath(name).name[0] != "."
-                                and name != TABLE and not _is_table(images, name)]
+                                and name != TABLE and os.path.realpath(os.path.join(root, name)) != table]
     placed, notes = every[usable].copy(), []
     if placed.empty:
-        raise ValueError(f"{images.attrs['root']}: none of {len(images)} images has a known class; name the "
-                         "folders after classes, or give the class names or a table")
+        raise ValueError(f"{root}: none of {len(images)} images has a known class; name the folders after "
+                         "classes, or give the class names or a table")
     if (placed["split"] == "").any():
         notes = [_DROPPED] * any(placed["split"])
         placed["split"] = ""
@@ -499,11 +500,6 @@ def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[
 def _is_class_name(name: str) -> bool:
     return name.isprintable() and not canonical_split(name) and not re.search(
         r'[/\\:*?"<>|]|^\.|^(masks|images)?$', name.lower())  # some system cannot have these in its names
-
-
-def _is_table(images: pd.DataFrame, name: str) -> bool:
-    table = images.attrs["table"]
-    return bool(table) and os.path.samefile(table, os.path.join(images.attrs["root"], name))
 
 
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:

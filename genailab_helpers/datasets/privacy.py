@@ -5,20 +5,17 @@ import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
 from genailab_helpers.radiographs import is_dicom
 
-_PERSON_FIELDS = (  # DICOM PS3.15, table E.1-1: those that name people and places
-    "PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers",
-    "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName", "RequestingPhysician",
-    "NameOfPhysiciansReadingStudy", "PhysiciansOfRecord", "OperatorsName", "InstitutionName",
-    "InstitutionAddress", "ResponsiblePerson")
+# DICOM PS3.15, table E.1-1: those that name people and places
+_PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
+                            "Institution(Name|Address)|.*Physician|ResponsiblePerson")
 _PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
-_TEXT_TAGS = ("ImageDescription", "UserComment", "XPComment", "XPSubject", "XPTitle")
-_TEXT_KEYS = ("author", "description", "comment", "title", "subject")
+_TEXTS = ("imagedescription", "usercomment", "xpcomment", "xpsubject", "xptitle", "author", "description",
+          "comment", "title", "subject")
 _TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital|^name$",
                       re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
@@ -88,42 +85,27 @@ def shows_lateral(path: Path) -> bool:
         _dicom_header(path).get("ViewPosition", "").upper() in ("LL", "RL", "LLO", "RLO", "LATERAL"))
 
 
-class Traces(NamedTuple):
-    """What the header of an image says about people: names of fields, never their content.
+def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
+    """Say what the header of an image says about people: names of fields, never their content.
 
-    Attributes
-    ----------
-    personal : tuple of str
-        Fields that name or identify somebody.
-    texts : tuple of str
-        Fields of free text in which nothing telling was recognised.
-    numbered : bool
-        Whether there is a patient number, which may be a pseudonym.
+    Reads DICOM elements, EXIF tags, text chunks and comments; of a damaged file, none. Returns the fields
+    that name or identify somebody, those of free text in which nothing telling was recognised, and whether
+    there is a patient number, which may be a pseudonym.
     """
-
-    personal: tuple[str, ...]
-    texts: tuple[str, ...]
-    numbered: bool
-
-
-def find_traces(path: Path) -> Traces:
-    """Read DICOM elements, EXIF tags, text chunks and comments of one image; of a damaged file, none."""
-    header = _dicom_header(path)
+    header, personal, texts = _dicom_header(path), [], []
     removed = header.get("PatientIdentityRemoved") == "YES"
-    personal, texts = [], []
-    for name in () if removed else _PERSON_FIELDS:
-        value = header.get(name, "")
-        telling = re.search(r"[^\W\d_]{2}", value) or (name == "PatientBirthDate" and value)
-        if telling and not _ANONYMOUS.search(value):
+    for name, value in {} if removed else header.items():
+        telling = re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate"
+        if _PERSON_FIELDS.match(name) and telling and not _ANONYMOUS.search(value):
             personal.append(f"DICOM {name}")
     for name, text in {} if header else _metadata(path).items():
-        free = name in _TEXT_TAGS or name.lower() in _TEXT_KEYS
+        free = name.lower() in _TEXTS
         if text and (name in _PERSON_TAGS or _TELLING.search(name) or (
                 free and (names_somebody(text) or _TELLING.search(text)))):
             personal.append(name)
         elif free and text:
             texts.append(name)
-    return Traces(tuple(personal), tuple(texts), "PatientID" in header and not removed)
+    return personal, texts, "PatientID" in header and not removed
 
 
 def person_columns(table: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, aud
 from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.privacy import identifies, names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
-from genailab_helpers.phantoms.spine import render_spines, sample_spines
 from genailab_helpers.statistics import Interval
 
 N_IMAGES = 48
@@ -338,13 +336,6 @@ def test_one_class_is_told_and_not_judged(whole, quick):
     assert grave(report) == set()
 
 
-def test_a_set_that_cannot_be_read_at_all_is_still_reported(tmp_path):
-    for name in ("a/1.png", "b/2.png"):
-        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "x" / name).write_bytes(b"")
-    assert set(found(audit(tmp_path / "x"), "unreadable")) == {"a/1.png", "b/2.png"}
-
-
 def test_report_as_text_and_json(whole, quick):
     for path in images_of(whole)[:7]:
         path.write_bytes(path.read_bytes()[:600])
@@ -380,18 +371,6 @@ def test_verify_writes_only_its_report_and_over_nothing_but_a_report(whole, quic
             assert len(set(capsys.readouterr().err.splitlines())) == 1
     assert json.loads(mine.read_text())["ok"]
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in whole.rglob("*")}
-
-
-@pytest.mark.parametrize(("n_ap", "n_lateral", "odd"), [(60, 6, "side"), (6, 60, "front"), (66, 0, "")])
-def test_lateral_and_frontal_spines_are_told_apart(tmp_path, quick, n_ap, n_lateral, odd):
-    for view, name, n_images in (("ap", "front", n_ap), ("lateral", "side", n_lateral)):
-        spines = sample_spines(n_images, 4, view) if n_images else []
-        for number, image in enumerate(render_spines(spines, 96).images if n_images else ()):
-            save(levels(image), tmp_path / f"grade_{min(4, int(5 * spines.severity[number]))}"
-                 / f"{name}_{number:02}.png")
-    named = Counter(Path(name).name.partition("_")[0] for name in found(audit(tmp_path), "mixed views"))
-    assert named[odd] == min(n_ap, n_lateral)
-    assert named.total() - named[odd] <= (2 if odd else 0)  # an image or two of the others may join them
 
 
 # ---------------------------------------------------------------- larger sets

@@ -5,7 +5,6 @@ Run as a script, this file writes the cards into data/README.md.
 
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from genailab_helpers.commands import main
-from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, command, download
+from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, download
 from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.names import FINDINGS, GRADES
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
@@ -112,14 +111,6 @@ def test_cards_shows_one_or_all():
         cards("lungs")
 
 
-def test_commands_of_cards_can_be_copied():
-    assert command("chest") == "genailab data download chest --output raw_data"
-    assert f"1. `{command('knee_kl')}`\n" in cards("knee_kl")
-    assert command("spine") == ""
-    for line in cards().splitlines():
-        assert line.count("`") % 2 == 0, f"a command is broken over lines: {line}"
-
-
 def test_code_in_cards_runs(tmp_path, monkeypatch):
     """What a card calls in Python is called so."""
     calls = re.findall(r"`(genailab_helpers\.[\w.]+)\((.*?)\)`", cards())
@@ -190,14 +181,6 @@ def test_what_is_no_handle_is_refused(kaggle, tmp_path, handle):
     assert kaggle.asked == []
 
 
-def test_a_full_target_is_refused_before_anything_is_fetched(chest, tmp_path):
-    put_images(tmp_path / "out", "mine.png")
-    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
-        download("chest", tmp_path / "out")
-    assert chest.asked == []
-    assert files_in(tmp_path / "out") == ["mine.png"]
-
-
 def test_a_failing_network_gives_one_line_with_the_way_by_hand(chest, tmp_path):
     chest.error = ConnectionError("Max retries exceeded\nwith url: /api")
     with pytest.raises(OSError, match="the download failed") as caught:
@@ -219,24 +202,6 @@ def test_a_missing_extra_gives_one_line(tmp_path, monkeypatch, name, module):
     assert "\n" not in str(caught.value)
     assert CARDS[name]["url"] in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_interrupted_copy_leaves_nothing(chest, tmp_path, monkeypatch):
-    written = []
-
-    def fails_at_the_third(source, target, **options):
-        written.append(target)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        return real(source, target, **options)
-
-    real = shutil.copyfile
-    monkeypatch.setattr(shutil, "copyfile", fails_at_the_third)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        download("chest", tmp_path / "out")
-    assert len(written) == 3
-    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
 
 
 @pytest.mark.parametrize("name", sorted(CARDS.keys() - set(DOWNLOADS)))

@@ -105,13 +105,6 @@ def test_blank_images_are_pairs_only_if_equal(phantoms):
     assert find_duplicates(blank[:3]) == []
 
 
-def test_few_images_and_images_of_another_size(files, phantoms):
-    assert find_duplicates(phantoms[:1]) == find_duplicates(phantoms[:2]) == []
-    assert _ends(find_duplicates(torch.cat([phantoms[:1], phantoms[:1].flip(-1)]))) == {(0, 1)}
-    images = read(files[0].parent, 256)[:3]
-    assert _ends(find_duplicates(torch.cat([images, images[2:].flip(-1)]))) == {(2, 3)}
-
-
 def test_what_is_no_batch_is_refused(phantoms):
     with pytest.raises(ValueError, match="shape"):
         find_duplicates(phantoms[0])

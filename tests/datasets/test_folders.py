@@ -99,14 +99,6 @@ def test_the_conventions_of_torchvision(tmp_path):
     assert labels.tolist() == [0, 1, 1]
 
 
-def test_part_of_a_table_keeps_the_numbers_of_its_classes(tmp_path):
-    table = index_images(make_tree(tmp_path / "set", {"NORMAL": ["1.png"], "COVID": ["2.png", "3.png"]}))
-    part = RadiographFolder(table[table["class"] == "COVID"], 32)
-    assert part.classes == ["Normal", "COVID"]
-    assert part.targets == [1, 1]
-    assert_right(part)
-
-
 def test_one_class_folder(tmp_path, monkeypatch):
     root = make_tree(tmp_path / "set", {"NORMAL": ["1.png"], "COVID/images": ["2.png"]})
     for one, name in (("NORMAL", "Normal"), ("COVID", "COVID"), ("COVID/images", "COVID")):
@@ -206,13 +198,6 @@ def test_images_of_one_set_are_on_one_scale(tmp_path):
         assert read_radiograph(images.samples[0][0]).max() == 1
     make_deep(tmp_path / "set", 30000)  # the set turns out to be a deeper one
     assert_right(RadiographFolder(tmp_path / "set", 32), bit_depth=15)
-
-
-def test_files_that_say_their_bits_or_have_eight_need_no_depth(tmp_path):
-    root = make_set(tmp_path / "set", 1)
-    Image.fromarray(np.linspace(0, 1.02, 32 * 32, dtype=np.float32).reshape(32, 32)).save(root / "unit.tif")
-    (root / "bad.png").write_bytes(b"")
-    assert index_images(root).attrs["bit_depth"].bits is None
 
 
 # ---------------------------------------------------------------- the cache
@@ -369,11 +354,3 @@ def test_real_sets_have_the_counts_of_their_card(real_data, folder, classes, cou
         images = RadiographFolder(real_data / folder, 32)
     assert images.classes == classes
     assert np.bincount(images.targets).tolist() == counts
-
-
-def test_hard_inputs_are_listed_and_the_bad_ones_left_out(real_data):
-    if not (real_data / "hard_inputs").is_dir():
-        pytest.skip(f"{real_data} has no hard_inputs")
-    with pytest.warns(UserWarning, match="10 of 30 images cannot be read"):  # not .DS_Store, nor ._ files
-        images = RadiographFolder(real_data / "hard_inputs", 32, on_unreadable="skip")
-    assert len(images) == 20

@@ -286,16 +286,6 @@ def test_preprocess_makes_one_kind_of_image_of_all(tmp_path: Path) -> None:
             assert np.abs(np.asarray(image) - expected).max() <= 1, path.name
 
 
-def test_deep_images_of_a_set_share_one_scale(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    for name, brightest in (("dark", 255), ("bright", 4095)):  # 12 bits, which no file says
-        Image.fromarray(np.full((20, 20), brightest, np.uint16)).save(tmp_path / "raw" / f"{name}.png")
-    preprocess(tmp_path / "raw", tmp_path / "out", 16)
-    for name, level in (("dark", 16), ("bright", 255)):
-        with Image.open(tmp_path / "out" / f"{name}.png") as image:
-            assert image.getextrema() == (level, level)
-
-
 def test_letterbox_keeps_the_aspect_squash_fills_and_crop_takes_the_middle(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     wide = np.zeros((60, 120), np.uint8)
@@ -372,19 +362,6 @@ def test_copies_and_near_copies_stay_together(
         said = " ".join(str(summary).split())
         assert "equal images (1), pairs of near duplicates (9)" in said
         assert "the largest of 11 images" in said
-
-
-def test_a_patient_column_survives_the_whole_flow(tmp_path: Path) -> None:
-    raw = write_images(tmp_path / "raw", *(f"{i}.png" for i in range(30)))
-    (raw / "labels.csv").write_text("file,class,patient\n" + "".join(
-        f"{i}.png,{('Normal', 'COVID')[i % 2]},{'one' if i < 12 else i}\n" for i in range(30)))
-    organize(raw, tmp_path / "a", raw / "labels.csv")
-    preprocess(tmp_path / "a", tmp_path / "b", 16)
-    split(tmp_path / "b", tmp_path / "c")
-    images = index_images(tmp_path / "c")
-    of_one = images[images["patient"] == "one"]
-    assert (len(of_one), of_one["split"].nunique(), images["patient"].nunique()) == (12, 1, 19)
-    assert set(images["known"]) == {"table"}
 
 
 def test_split_by_pattern_and_by_table(organized: Path, tmp_path: Path) -> None:
@@ -549,35 +526,6 @@ def test_a_killed_run_leaves_the_old_or_the_new_folder_and_runs_again(
     if replace or not out.exists():
         organize(raw, out, replace=replace)
     assert bytes_below(out) == wanted
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-@needs_fork
-@pytest.mark.parametrize("replace", [False, True])
-def test_two_runs_at_once(
-        organized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool) -> None:
-    out, begun, go_on, copy = tmp_path / "here" / "out", fork.Event(), fork.Event(), shutil.copyfile
-
-    def slow_copy(*arguments: object) -> None:
-        begun.set()
-        assert go_on.wait(60)
-        copy(*arguments)  # type: ignore[arg-type]
-
-    organize(organized, tmp_path / "undisturbed")
-    if replace:
-        organize(organized, out)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", slow_copy)
-        first = fork.Process(target=partial(organize, organized, out, replace=replace))
-        first.start()
-    assert begun.wait(60)
-    with pytest.raises(FileExistsError, match="another run is writing it") as said:
-        organize(organized, out, replace=replace)
-    assert len(str(said.value).splitlines()) == 1
-    go_on.set()
-    first.join()
-    assert first.exitcode == 0
-    assert bytes_below(out) == bytes_below(tmp_path / "undisturbed")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 

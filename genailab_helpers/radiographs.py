@@ -77,13 +77,11 @@ def check_img_size(img_size: int, minimum: int = MIN_SIDE) -> int:
 
 def check_images(images: Tensor) -> None:
     """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
-    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32:
-        got = getattr(images, "dtype", "")
-        raise ValueError("images: expected a float32 tensor (N, 1, H, W) in [-1, 1], "
-                         f"got {type(images).__name__} {got}")
-    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
-        raise ValueError(f"images: expected the shape (N, 1, H, W), got {tuple(images.shape)}; "
-                         "stack single images with torch.stack, take one channel of colour images")
+    dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
+    if not isinstance(images, Tensor) or dtype != torch.float32 or shape[1:2] != (1,) or len(shape) != 4 or (
+            images.numel() == 0):
+        raise ValueError(f"images: expected the shape (N, 1, H, W), float32 in [-1, 1], got {shape} {dtype} "
+                         f"in a {type(images).__name__}; stack single images, take one channel of colours")
     low, high = (float(v) for v in images.aminmax())
     if not (low >= -1.001 and high <= 1.001):  # false for NaN too
         raise ValueError(f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; "

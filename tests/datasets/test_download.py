@@ -16,7 +16,6 @@ from PIL import Image
 
 from genailab_helpers.commands import main
 from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, download
-from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.names import FINDINGS, GRADES
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
@@ -111,21 +110,6 @@ def test_cards_shows_one_or_all():
         cards("lungs")
 
 
-def test_code_in_cards_runs(tmp_path, monkeypatch):
-    """What a card calls in Python is called so."""
-    calls = re.findall(r"`(genailab_helpers\.[\w.]+)\((.*?)\)`", cards())
-    assert calls
-    chests = render_chests(sample_chests(40, seed=0), img_size=32).images[:, 0]
-    for number, image in enumerate((chests + 1).mul(127.5).round().to(torch.uint8).numpy()):
-        folder = tmp_path / "raw_data" / ("Normal", "COVID")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
-    for name, arguments in calls:
-        names = {"index_images": index_images}
-        exec(f"import {name.rpartition('.')[0]}\n{name}({arguments})", names)
-
-
 def test_readme_holds_the_cards():
     text = README.read_text(encoding="utf-8")
     assert readme_with_cards(text) == text, "run: python tests/datasets/test_download.py"
@@ -149,16 +133,6 @@ def test_chest_is_copied_once_and_counted(chest, tmp_path):
     assert said_counts(message) == ["split test train", "class", "Normal 1 2", "Pneumonia 0 1"]
     assert message.endswith(f"Next: genailab data verify {tmp_path / 'out'}")
     assert "warning" not in message
-
-
-def test_other_counts_than_the_card_are_reported(chest, tmp_path, monkeypatch):
-    expected = {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}}
-    set_counts(monkeypatch, "chest", expected)
-    message = download("chest", tmp_path / "out")
-    assert sorted(line for line in message.splitlines() if line.startswith("warning")) == [
-        "warning: test Normal: 1 images, the card says 0",
-        "warning: train Pneumonia: 1 images, the card says 3",
-        "warning: val Normal: 0 images, the card says 8"]
 
 
 def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, tmp_path, monkeypatch):

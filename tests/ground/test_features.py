@@ -115,11 +115,6 @@ def test_a_damaged_cache_entry_is_computed_again_and_mended(damage, cache, compu
     assert sum(computed) == 2
 
 
-def test_without_the_cache_nothing_is_written(cache):
-    lite0_features(smooth_images(1), cache=False)
-    assert not list(cache.iterdir())
-
-
 def test_random_state_and_input_stay_as_they_were():
     images = smooth_images(2)
     before, state = images.clone(), torch.get_rng_state()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 import genailab_helpers  # noqa: F401  (before torchvision)
 from genailab_helpers.radiographs import (
@@ -67,14 +67,6 @@ def grey_palette() -> Image.Image:
     return image
 
 
-def as_lab() -> Image.Image:
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    to_lab = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
-    image = ImageCms.applyTransform(GREY.convert("RGB"), to_lab)
-    assert image is not None
-    return image
-
-
 LOSSLESS = {
     "grey.png": GREY, "grey.bmp": GREY, "grey.tif": GREY, "grey.tiff": GREY,
     "rgb.png": GREY.convert("RGB"), "rgba.png": GREY.convert("RGBA"), "la.png": GREY.convert("LA"),
@@ -86,16 +78,6 @@ LOSSLESS = {
 def test_lossless_files_are_read_to_the_bit(tmp_path, name):
     LOSSLESS[name].save(tmp_path / name)
     assert_read(tmp_path / name, bytes_of(pattern()) / 255)
-
-
-@pytest.mark.parametrize(("name", "image", "tolerance"), [
-    ("grey.jpg", GREY, 0.03), ("rgb.jpeg", GREY.convert("RGB"), 0.03),
-    ("grey.webp", GREY.convert("RGB"), 0.05), ("cmyk.jpg", cmyk_with_black_ink_only(), 0.05),
-    ("lab.tif", as_lab(), 0.03)])
-def test_lossy_files_are_read_nearly(tmp_path, name, image, tolerance):
-    image.save(tmp_path / name, **({} if name.endswith("tif") else {"quality": 95}))
-    read = read_radiograph(tmp_path / name)
-    assert (read - expected(pattern())).abs().max() < tolerance
 
 
 def test_colours_become_luma(tmp_path):
@@ -314,17 +296,6 @@ def test_dicom_table_comes_before_the_window(tmp_path):
                       WindowCenter=5, WindowWidth=3)
     unit = (4095 - 16.0 * bytes_of(pattern())) / 4095
     assert_read(path, unit)
-
-
-def test_jpeg_2000_in_dicom(tmp_path):
-    pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
-    pydicom = pytest.importorskip("pydicom")
-    path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
-    compressed = pydicom.dcmread(path)
-    compressed.compress(pydicom.uid.JPEG2000Lossless)
-    compressed.save_as(path)
-    assert compressed.file_meta.TransferSyntaxUID.is_compressed
-    assert_read(path, 1 - TWELVE / 4095)
 
 
 @pytest.mark.parametrize(("pixels", "tags", "reason"), [

@@ -30,8 +30,8 @@ from genailab_helpers.datasets.duplicates import SIDE, find_duplicates
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import image_hashes, match_table, other_files, torn_patients
 from genailab_helpers.datasets.names import (
-    FINDINGS,
     GRADES,
+    KNOWN,
     SPLITS,
     canonical_class,
     canonical_split,
@@ -236,7 +236,7 @@ def _of(check: str, files: Any, text: str, thing: str = "image") -> tuple[str, S
 
 def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Found:
     empty, labels = images.attrs["empty"], set(images["class"]) - {""}
-    gaps, known = set(empty.values()), {*map(canonical_class, classes or (*GRADES, *FINDINGS))}
+    gaps, known = set(empty.values()), {*map(canonical_class, classes or KNOWN)}
     held = set(zip(images["split"], images["class"], strict=True))
     expected = known if classes else (labels & known or labels) | {label for _, label in gaps}
     if not classes and expected <= set(GRADES) and (

@@ -18,14 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, whole_file
 from genailab_helpers.datasets.index import file_state, index_images, torn_patients
 from genailab_helpers.datasets.names import GRADES, SPLITS
@@ -36,7 +34,6 @@ OnUnreadable = Literal["stop", "skip"]
 COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
 
 _LARGE_CACHE = 5e7  # bytes that are announced
-_READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 
 
 class RadiographFolder(Dataset[tuple[Any, int]]):
@@ -155,8 +152,8 @@ def read_images(images: pd.DataFrame, img_size: int,
 class _Pixels:
     """Decoded images of one size, each in a file of 8-bit pixels and their checksum.
 
-    Such a file is named by the image's path, size and times of change, its folder by data set, image size,
-    bit depth and reader: what changed has no file and is decoded. A file is written whole or not at all, so
+    Such a file is named by reader and by the image's path, size and times of change, its folder by data
+    set, image size and bit depth: what changed has no file and is decoded. A file is written whole or not at all, so
     that two processes may fill one cache and a kill loses nothing; one that was damaged is made again.
     """
 
@@ -165,7 +162,7 @@ class _Pixels:
             raise ValueError(f'on_unreadable={on_unreadable!r}: expected "stop" or "skip"')
         self.images, self.img_size = images, check_img_size(img_size)
         self.bits = images.attrs["bit_depth"].bits
-        place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}\0{_READER}"
+        place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}"
         self.folder = cache_folder("images") / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         self.folder.mkdir(exist_ok=True, mode=0o700)
         self.keys = [f"{file_state(name, path)}.u8" for name, path in images["path"].items()]

@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+import PIL
 from torch import Tensor
 
+from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, whole_file
 from genailab_helpers.datasets.names import (
-    FINDINGS,
     GRADES,
+    KNOWN,
     SPLITS,
     canonical_class,
     canonical_classes,
@@ -39,6 +41,7 @@ from genailab_helpers.radiographs import (
 
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
+_READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 _UNKNOWN = ("", "na", "nan")
 _COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
     "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
@@ -132,7 +135,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
              for split, top in [place(f"{folder}/")] if top and folder.count("/") == depth + bool(split)}
     found = set(images["class"]) - {""}
     if not flat:
-        found |= {label for _, label in empty.values()} & {*GRADES, *FINDINGS}
+        found |= {label for _, label in empty.values()} & {*KNOWN}
     divisions = {canonical_split(folder.split("/")[depth]) for folder in folders
                  if folder.count("/") == depth}
     images.attrs |= {"depth": depth, "splits": sorted(divisions - {""}), "empty": empty, "classes":
@@ -216,7 +219,7 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     def known(depth: int) -> set[str]:
         names = {part[depth] for part in folders if len(part) > depth}
         named = {canonical_split(name) or canonical_class(name) for name in names}
-        return named & {*SPLITS, *GRADES, *FINDINGS}
+        return named & {*SPLITS, *KNOWN}
 
     for depth in range(min(map(len, folders))):
         if len({part[depth] for part in folders}) > 1 or (known(depth) and len(known(depth + 1)) < 2):
@@ -399,18 +402,20 @@ class BitDepth:
         """The number of bits; a set seen before is not read again."""
         states = "".join(file_state(path, path) for path in self.paths)
         file = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
-        if not file.exists():
+        known = file.read_text() if file.exists() else ""
+        if not known.isdigit():
             with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
                 brightest = max(pool.map(brightest_undeclared, self.paths), default=0.0)
+            known = str(smallest_bit_depth(brightest) if brightest else 0)
             with whole_file(file, sync=False) as path:
-                path.write_text(str(smallest_bit_depth(brightest) if brightest else 0))
-        return int(file.read_text()) or None
+                path.write_text(known)
+        return int(known) or None
 
 
 def file_state(name: str, path: str) -> str:
-    """Return a name for a file in its present state: another one once it has changed."""
+    """Return a name for a file in its present state: another one once it, or what reads it, has changed."""
     state = os.stat(path) if os.path.exists(path) else None
-    seen = f"{name}\0{state and (state.st_size, state.st_mtime_ns, state.st_ctime_ns)}"
+    seen = f"{_READER}\0{name}\0{state and (state.st_size, state.st_mtime_ns, state.st_ctime_ns)}"
     return hashlib.blake2b(os.fsencode(seen), digest_size=16).hexdigest()
 
 

@@ -31,14 +31,7 @@ from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files
-from genailab_helpers.datasets.names import (
-    FINDINGS,
-    GRADES,
-    SPLITS,
-    canonical_class,
-    canonical_split,
-    sort_classes,
-)
+from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
 RATIOS = (0.7, 0.15, 0.15)
@@ -157,7 +150,7 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
         If `output` is not empty, and `replace` is not set or the folder holds what no run has written.
     """
     _check_output(images, output, replace)
-    allowed = {canonical_class(name) for name in classes} if classes else {*GRADES, *FINDINGS}
+    allowed = {canonical_class(name) for name in classes} if classes else {*KNOWN}
     every, left_out = _existing(images)
     folders = [name.split("/")[:-1] for name in every.index]
     deeper = [next(filter(allowed.__contains__, map(canonical_class, inner)), "") for inner in folders]

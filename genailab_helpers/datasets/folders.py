@@ -152,8 +152,8 @@ def read_images(images: pd.DataFrame, img_size: int,
 class _Pixels:
     """Decoded images of one size, each in a file of 8-bit pixels and their checksum.
 
-    Such a file is named by reader and by the image's path, size and times of change, its folder by data
-    set, image size and bit depth: what changed has no file and is decoded. A file is written whole or not at all, so
+    Such a file is named by reader, path, size and times of change of the image, its folder by data set, image
+    size and bit depth: what changed has no file yet and is decoded. A file is written whole or not at all, so
     that two processes may fill one cache and a kill loses nothing; one that was damaged is made again.
     """
 

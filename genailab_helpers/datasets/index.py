@@ -31,18 +31,10 @@ from genailab_helpers.datasets.names import (
     known_patient,
     sort_classes,
 )
-from genailab_helpers.radiographs import (
-    RADIOGRAPH_SUFFIXES,
-    brightest_undeclared,
-    check_images,
-    is_dicom,
-    smallest_bit_depth,
-)
 
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
 _READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
-_UNKNOWN = ("", "na", "nan")
 _COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
     "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
              "imageindex", "stem"),
@@ -193,7 +185,7 @@ def _find(root: Path) -> tuple[list[str], set[str], list[tuple[str, str]]]:
     if not images:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         held = f"no radiographs among {others.total()} files ({listed})" if others else "empty folder"
-        raise ValueError(f"{root}: {held}; expected {', '.join(RADIOGRAPH_SUFFIXES)}")
+        raise ValueError(f"{root}: {held}; expected {', '.join(radiographs.RADIOGRAPH_SUFFIXES)}")
     return sorted(images, key=lambda name: name.replace("/", "\0")), folders - {"."}, links
 
 
@@ -210,8 +202,8 @@ def _looks_like_radiograph(path: str) -> bool:
     if os.path.basename(path).startswith("."):
         return False
     if not os.path.isfile(path):  # a link to nothing is an image that cannot be read, a pipe is none
-        return os.path.islink(path) and path.lower().endswith(RADIOGRAPH_SUFFIXES)
-    return path.lower().endswith(RADIOGRAPH_SUFFIXES) or is_dicom(path)
+        return os.path.islink(path) and path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES)
+    return path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES) or radiographs.is_dicom(path)
 
 
 def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
@@ -293,13 +285,11 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         raise ValueError(f"{path}: no column for the image among {header.strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
 
-    def column(kind: str) -> pd.Series:
-        empty = pd.Series("", read.index)
-        cells = empty if chosen[kind] is None else read[chosen[kind]].fillna("").str.strip()
-        cells = cells.where(~cells.str.lower().isin(_UNKNOWN), "")
-        return cells if kind == "file" else cells.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
-
-    rows = pd.DataFrame({kind: column(kind) for kind in _COLUMNS})
+    rows = pd.DataFrame({kind: "" if name is None else read[name] for kind, name in chosen.items()},
+                        read.index)
+    rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
+    others = rows.columns.drop("file")
+    rows[others] = rows[others].replace(r"^(\d+)\.0+$", r"\1", regex=True)
     rows.index = pd.Index(range(2, len(rows) + 2), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
@@ -405,8 +395,8 @@ class BitDepth:
         known = file.read_text() if file.exists() else ""
         if not known.isdigit():
             with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
-                brightest = max(pool.map(brightest_undeclared, self.paths), default=0.0)
-            known = str(smallest_bit_depth(brightest) if brightest else 0)
+                brightest = max(pool.map(radiographs.brightest_undeclared, self.paths), default=0.0)
+            known = str(radiographs.smallest_bit_depth(brightest) if brightest else 0)
             with whole_file(file, sync=False) as path:
                 path.write_text(known)
         return int(known) or None
@@ -445,7 +435,7 @@ def image_hashes(images: Tensor) -> list[str]:
     ValueError
         If `images` is no such batch.
     """
-    check_images(images)
+    radiographs.check_images(images)
     levels = ((images.detach().cpu() + 1) * 127.5).round().byte().numpy()
     return [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest() for image in levels]
 

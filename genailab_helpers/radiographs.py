@@ -4,8 +4,10 @@ Public X-ray sets mix bit depths, colour modes, DICOM and broken files. Everythi
 in one form: a float32 tensor `(1, H, W)` in [-1, 1], -1 black (air), +1 white (bone), row 0 the head.
 """
 
-import operator
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,23 +70,18 @@ def check_img_size(img_size: int, minimum: int = MIN_SIDE) -> int:
     ValueError
         If it is no whole number (`True`, `3.5` and `"64"` are none) or below `minimum`.
     """
-    try:
-        size = operator.index(img_size)
-    except TypeError:
-        size = -1
-    if isinstance(img_size, bool) or size < minimum:
+    if isinstance(img_size, bool) or not isinstance(img_size, int | np.integer) or img_size < minimum:
         raise ValueError(f"img_size={img_size!r}: expected a whole number of pixels, at least {minimum}")
-    return size
+    return int(img_size)
 
 
 def check_images(images: Tensor) -> None:
     """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
-    if not isinstance(images, torch.Tensor) or images.dtype != torch.float32:
-        got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(f"images: expected a float32 tensor (N, 1, H, W) in [-1, 1], got {got}")
-    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
-        raise ValueError(f"images: expected the shape (N, 1, H, W), got {tuple(images.shape)}; "
-                         "stack single images with torch.stack, take one channel of colour images")
+    dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
+    if not isinstance(images, Tensor) or dtype != torch.float32 or shape[1:2] != (1,) or len(shape) != 4 or (
+            images.numel() == 0):
+        raise ValueError(f"images: expected the shape (N, 1, H, W), float32 in [-1, 1], got {shape} {dtype} "
+                         f"in a {type(images).__name__}; stack single images, take one channel of colours")
     low, high = (float(v) for v in images.aminmax())
     if not (low >= -1.001 and high <= 1.001):  # false for NaN too
         raise ValueError(f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; "
@@ -140,27 +137,18 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
     path = Path(path)
     if img_size is not None:
         check_img_size(img_size)
-    guessed: list[int] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of an image that is read all the same
-            film, box = (_read_dicom(path) if is_dicom(path) else
-                         _read_image_file(path, img_size, bit_depth, guessed))
-    except (UnreadableRadiographError, MemoryError):
-        raise
-    except Exception as error:  # damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom
-        raise UnreadableRadiographError(path, _reason(path, error)) from error
-    if min(film.size) < MIN_SIDE:
-        width, height = film.size
-        reason = f"{width} x {height} px; a radiograph has at least {MIN_SIDE} px a side"
+    with _one_clear_line(path):
+        image = _read_dicom(path) if is_dicom(path) else _read_image_file(path, img_size, bit_depth)
+    if min(image.size) < MIN_SIDE:
+        reason = f"{image.width} x {image.height} px; a radiograph has at least {MIN_SIDE} px a side"
         raise UnreadableRadiographError(path, reason)
-    if guessed and guessed[0] < 16:
-        warnings.warn(f"{path}: does not say how many bits it uses; {guessed[0]} were guessed from its "
+    if (guessed := image.info.get("guessed bits", 16)) < 16:
+        warnings.warn(f"{path}: does not say how many bits it uses; {guessed} were guessed from its "
                       "brightest pixel, which may make it too bright: give bit_depth, or a whole data set",
                       stacklevel=2)
     if img_size is not None:
-        film = film.resize((img_size, img_size), Image.Resampling.BILINEAR, box)
-    unit = np.asarray(ImageOps.exif_transpose(film))
+        image = image.resize((img_size, img_size), Image.Resampling.BILINEAR, image.info.get("box"))
+    unit = np.asarray(ImageOps.exif_transpose(image))
     return torch.from_numpy(unit * np.float32(2) - 1).clamp_(-1, 1)[None]  # the clamp mends rounding only
 
 
@@ -203,52 +191,54 @@ def inspect_radiograph(path: str | Path) -> FileProperties:
         If there is no header that can be read. That the pixels can be read is not checked.
     """
     path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if not is_dicom(path):
-                with Image.open(path, formats=_FORMATS) as image:
-                    return FileProperties(str(image.format), image.mode, *image.size)
-            import pydicom
+    with _one_clear_line(path):
+        if not is_dicom(path):
+            with Image.open(path, formats=_FORMATS) as image:
+                return FileProperties(str(image.format), image.mode, *image.size)
+        import pydicom
 
-            film = pydicom.dcmread(path, stop_before_pixels=True)
-            mode = f"{film.PhotometricInterpretation} {film.BitsStored}"
-            return FileProperties("DICOM", mode, int(film.Columns), int(film.Rows))
-    except ImportError:
-        raise UnreadableRadiographError(path, f"a DICOM file; reading those needs {_DICOM_HINT}") from None
-    except Exception as error:  # as in `read_radiograph`
-        raise UnreadableRadiographError(path, _reason(path, error)) from error
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        mode = f"{header.PhotometricInterpretation} {header.BitsStored}"
+        return FileProperties("DICOM", mode, int(header.Columns), int(header.Rows))
 
 
 def is_dicom(path: str | Path) -> bool:
     """Tell whether a file is marked as DICOM: the letters DICM after 128 bytes (PS3.10, 7.1)."""
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """Say in a few words why reading failed."""
-    if path.is_dir():
-        return "a folder; expected one image"
-    if not path.exists():
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "may not be read; check the permissions of the file"
-    if path.name == ".DS_Store" or path.name.startswith("._"):
-        return "a system file of macOS, no image; it can be deleted"
-    if path.stat().st_size == 0:
-        return "empty, 0 bytes; get the file again"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels for a radiograph ({error})"
-    return f"damaged or incomplete ({str(error) or type(error).__name__}); get the file again"
+@contextmanager
+def _one_clear_line(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong into one UnreadableRadiographError; oddities of what is read are no warning.
 
-
-_Box = tuple[float, float, float, float]
+    Damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except (UnreadableRadiographError, MemoryError):
+        raise
+    except Exception as error:
+        damaged = f"damaged or incomplete ({str(error) or type(error).__name__}); get the file again"
+        reasons = [
+            (path.is_dir(), "a folder; expected one image"),
+            (not path.exists(), "no such file"),
+            (isinstance(error, PermissionError), "may not be read; check the permissions of the file"),
+            (path.name.startswith(("._", ".DS_Store")), "a system file of macOS; it can be deleted"),
+            (path.exists() and not path.stat().st_size, "empty, 0 bytes; get the file again"),
+            (isinstance(error, ImportError), f"a DICOM file; reading those needs {_DICOM_HINT}"),
+            ("missing dependencies" in str(error), f"DICOM in a compression that cannot be undone here; "
+             f"store it without, or for JPEG 2000: {_DICOM_HINT}"),
+            (isinstance(error, Image.UnidentifiedImageError),
+             "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"),
+            (isinstance(error, Image.DecompressionBombError), f"too many pixels for a radiograph ({error})"),
+            (True, damaged)]
+        reason = next(reason for holds, reason in reasons if holds)
+        raise UnreadableRadiographError(path, reason) from error
 
 
 def brightest_undeclared(path: str | Path) -> float:
@@ -271,34 +261,30 @@ def smallest_bit_depth(brightest: float) -> int:
 def _significant_bits(path: Path) -> int | None:
     """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow drops."""
     with path.open("rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n":
-            return None
-        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
-            body = file.read(int.from_bytes(head[:4], "big") + 4)
-            if head[4:] == b"sBIT":
-                return body[0] or None
-    return None
+        head = file.read(2**16).partition(b"IDAT")[0]
+    found = re.match(rb"\x89PNG\r\n\x1a\n.*?\0\0\0[\1-\4]sBIT(.)", head, re.DOTALL)
+    return found[1][0] or None if found else None
 
 
-def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None,
-                     guessed: list[int]) -> tuple[Image.Image, _Box | None]:
-    """Read what Pillow reads: an image of mode F in [0, 1], not yet upright, and the part of it that counts.
+def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None) -> Image.Image:
+    """Read what Pillow reads: an image of mode F in [0, 1], not yet upright.
 
-    A JPEG decoded at a fraction of its size is padded to whole blocks at the right and at the bottom; the box
-    leaves that padding out, which would shift the image by up to a pixel.
+    Its `info` keeps the EXIF orientation, a guess of bits, and the box that counts: a JPEG decoded at a
+    fraction of its size is padded to whole blocks at the right and at the bottom, which would shift the image
+    by up to a pixel.
     """
     with Image.open(path, formats=_FORMATS) as image:
         drafted = image.draft("L", None if img_size is None else (2 * img_size, 2 * img_size))
         image.load()
         if image.mode.startswith(("I", "F")):
-            unit = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth, guessed)
+            unit, bits = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth)
             if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
                 unit = 1 - unit  # Pillow does this for 1 and 8 bits only
         else:
-            unit = np.asarray(_to_grey(image), dtype=np.float32) / np.float32(255)
-        film = Image.fromarray(unit)
-        film.info = image.info  # holds the EXIF orientation
-        return film, None if drafted is None else drafted[1]
+            unit, bits = np.asarray(_to_grey(image), dtype=np.float32) / np.float32(255), 16
+        read = Image.fromarray(unit)
+        read.info = image.info | {"box": drafted and drafted[1], "guessed bits": bits}
+        return read
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -311,57 +297,46 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _to_unit_scale(values: np.ndarray, declared: int | None, bit_depth: int | None,
-                   guessed: list[int]) -> np.ndarray:
-    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents; note a guess of bits."""
-    lowest, highest = float(values.min()), float(values.max())
+def _to_unit_scale(values: np.ndarray, declared: int | None,
+                   bit_depth: int | None) -> tuple[np.ndarray, int]:
+    """Map deep pixels to [0, 1] by the scale that `read_radiograph` documents; return guessed bits, or 16."""
+    lowest, highest, guessed = float(values.min()), float(values.max()), 16
     if not np.isfinite(lowest + highest):
         raise ValueError("some pixels are infinite or not a number")
+    black, white = lowest, highest
     if values.dtype.kind == "f" and lowest >= -_UNIT and highest <= _UNIT:
         black, white = (-1.0, 1.0) if lowest < 1 - _UNIT else (0.0, 1.0)
     elif lowest >= 0 and highest < 2**16:
         bits = declared or bit_depth or smallest_bit_depth(highest)
         if highest > 2**bits - 1:  # the PNG specification wants samples scaled up to 16 bits
             bits = 16 if declared else smallest_bit_depth(highest)
-        guessed += [bits] * (not (declared or bit_depth))
+        guessed = 16 if declared or bit_depth else bits
         black, white = 0.0, 2.0**bits - 1
-    else:
-        black, white = lowest, highest
-    return ((values.astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1).astype(np.float32)
+    unit = ((values.astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1).astype(np.float32)
+    return unit, guessed
 
 
-def _read_dicom(path: Path) -> tuple[Image.Image, None]:
+def _read_dicom(path: Path) -> Image.Image:
     """Read a projection radiograph in DICOM: an image of mode F in [0, 1]."""
-    try:
-        import pydicom
-        from pydicom.pixels import apply_modality_lut
-    except ImportError:
-        raise UnreadableRadiographError(path, f"a DICOM file; reading those needs {_DICOM_HINT}") from None
+    import pydicom
+    from pydicom.pixels import apply_modality_lut
+
     film = pydicom.dcmread(path)
-    modality = film.get("Modality") or ""
-    photometric = film.get("PhotometricInterpretation")
+    modality, photometric = film.get("Modality") or "", film.get("PhotometricInterpretation")
     frames = int(film.get("NumberOfFrames") or 1)
-    if modality not in _PROJECTION_MODALITIES:
-        raise UnreadableRadiographError(path, f"DICOM of modality {modality}; expected one such as CR or DX")
-    if not any(name in film for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise UnreadableRadiographError(path, "DICOM without pixels")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UnreadableRadiographError(path, f"DICOM with {photometric} pixels; expected grey ones")
-    if frames > 1:
-        raise UnreadableRadiographError(path, f"DICOM with {frames} frames; expected a single image")
-    try:
-        pixels = film.pixel_array
-    except (RuntimeError, NotImplementedError) as error:  # pydicom has no decoder for this compression
-        if "missing dependencies" not in str(error):
-            raise
-        kind = film.file_meta.TransferSyntaxUID.name
-        remedy = _DICOM_HINT if "JPEG 2000" in kind else "store it without compression, or as JPEG 2000"
-        raise UnreadableRadiographError(path, f"DICOM compressed as {kind}: {remedy}") from error
-    values, black, white = _apply_voi(film, np.asarray(apply_modality_lut(pixels, film), dtype=np.float64))
+    refused = [
+        (modality not in _PROJECTION_MODALITIES, f"of modality {modality}; expected one such as CR or DX"),
+        ("PixelData" not in film, "without pixels"),
+        (photometric not in ("MONOCHROME1", "MONOCHROME2"), f"with {photometric} pixels; expected grey ones"),
+        (frames > 1, f"with {frames} frames; expected a single image")]
+    if reason := next((reason for holds, reason in refused if holds), ""):
+        raise UnreadableRadiographError(path, f"DICOM {reason}")
+    values = np.asarray(apply_modality_lut(film.pixel_array, film), dtype=np.float64)
+    values, black, white = _apply_voi(film, values)
     if black == white:
         raise ValueError("its grey scale has no width")
     unit = ((values - black) / (white - black)).astype(np.float32)
-    return Image.fromarray(1 - unit if photometric == "MONOCHROME1" else unit), None
+    return Image.fromarray(1 - unit if photometric == "MONOCHROME1" else unit)
 
 
 def _apply_voi(film: Any, values: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -375,8 +350,6 @@ def _apply_voi(film: Any, values: np.ndarray) -> tuple[np.ndarray, float, float]
         # A window maps what lies outside onto the ends of its output, so two far values reveal them.
         black, white = apply_windowing(np.array([-1e30, 1e30]), film)
         return apply_windowing(values, film), float(black), float(white)
-    signed = film.PixelRepresentation == 1
-    stored = np.array([-(2 ** (film.BitsStored - 1)), 2 ** (film.BitsStored - 1) - 1] if signed
-                      else [0, 2**film.BitsStored - 1])
-    black, white = sorted(apply_modality_lut(stored, film))  # a negative slope swaps them
-    return values, float(black), float(white)
+    lowest = -(2 ** (film.BitsStored - 1)) if film.PixelRepresentation == 1 else 0
+    black, white = sorted(apply_modality_lut(np.array([lowest, lowest + 2**film.BitsStored - 1]), film))
+    return values, float(black), float(white)  # sorted, because a negative slope swaps them

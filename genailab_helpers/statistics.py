@@ -75,20 +75,22 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, grou
     which the repeated rows of a resample push up.
     """
     data = [np.asarray(a) for a in arrays]
-    members = _members(groups, data)
+    patients = np.arange(len(data[0])) if groups is None else np.asarray(groups)
+    if len(lengths := {len(a) for a in [*data, patients]}) != 1 or not len(patients):
+        raise ValueError(f"expected arrays and groups of one length above 0, got the lengths {lengths}")
+    _, patient_of, sizes = np.unique(patients, return_inverse=True, return_counts=True)
+    rows, starts = np.argsort(patient_of, kind="stable"), np.cumsum(sizes) - sizes  # patient after patient
     generator = np.random.default_rng(seed)
     values = np.empty(n_resamples)
-    rows, sizes = np.concatenate(members), np.array([len(m) for m in members])
-    starts = np.cumsum(sizes) - sizes
     for i in range(n_resamples):
-        chosen = generator.integers(len(members), size=len(members))
+        chosen = generator.integers(len(sizes), size=len(sizes))
         n = sizes[chosen]  # the rows of the chosen patients, one after the other
         picked = rows[np.repeat(starts[chosen] - np.cumsum(n) + n, n) + np.arange(n.sum())]
         values[i] = statistic(*(a[picked] for a in data))
     if np.isnan(values).mean() > 0.5:
         raise ValueError("statistic: NaN on more than half of the resamples; add patients of rare classes")
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*data)), float(low), float(high), len(members), level)
+    return Interval(float(statistic(*data)), float(low), float(high), len(sizes), level)
 
 
 def paired_difference(metric: Callable[..., float], truth: ArrayLike, first: ArrayLike, second: ArrayLike,
@@ -137,15 +139,3 @@ def grouped_folds(groups: ArrayLike, n_folds: int, seed: int,
     classes = np.zeros(len(patients), dtype=int) if labels is None else np.asarray(labels)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return list(splitter.split(patients, classes, patients))
-
-
-def _members(groups: ArrayLike | None, data: list[np.ndarray]) -> list[np.ndarray]:
-    """Rows of each patient; every row alone where no patients are given."""
-    lengths = [len(a) for a in data] + ([] if groups is None else [len(np.asarray(groups))])
-    if len(set(lengths)) != 1 or lengths[0] == 0:
-        raise ValueError(f"expected arrays and groups of one length above 0, got the lengths {lengths}")
-    if groups is None:
-        return list(np.arange(lengths[0])[:, None])
-    _, patient_of = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.argsort(patient_of, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(patient_of[order])) + 1)

@@ -118,20 +118,13 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
     handle, output = kaggle or card.get("kaggle"), Path(output)
     if handle and not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", handle):
         raise ValueError(f"{handle}: expected the handle of a Kaggle set, owner/name, as in its address")
-    npz_folder = cache_folder() / "medmnist"
     by_hand = (f"get https://www.kaggle.com/datasets/{handle}, unzip it into {output}, then "
                f"`genailab data verify {output}`" if handle else
-               f"put pneumoniamnist_128.npz from {card['url']} into {npz_folder}, run this again")
+               f"put pneumoniamnist_128.npz from {card['url']} into {cache_folder('medmnist')}, "
+               "run this again")
     with whole_folder(output) as new:
         try:
-            if handle:
-                from kagglehub import dataset_download
-                source = Path(dataset_download(handle))
-            else:
-                from medmnist import PneumoniaMNIST
-                npz_folder.mkdir(exist_ok=True)
-                splits = [PneumoniaMNIST(split, download=True, size=128, root=str(npz_folder))
-                          for split in SPLITS]
+            source = _fetch(handle)
         except ImportError as error:
             raise ValueError(f"{name or handle}: {error.name} is missing, `pip install -e '.[download]'`; "
                              f"or by hand: {by_hand}") from error
@@ -140,10 +133,9 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
             raise OSError(f"{name or handle}: the download failed ({reason}); try again, "
                           f"or by hand: {by_hand}") from error
         if handle:
-            _copy(source, new)
+            _copy(Path(source), new)
         else:
-            for part in splits:
-                _write(part, new / part.split)
+            _write(source, new)
     images = index_images(output)
     table = pd.crosstab(images["class"], images["split"].replace("", "all"))
     found, wanted = ({(split, label): n for split, of in counts.items() for label, n in of.items()}
@@ -153,12 +145,23 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
     return "\n".join([table.to_string(), *warnings, f"Next: genailab data verify {output}"])
 
 
-def _write(part: Any, target: Path) -> None:
-    """Write a split of PneumoniaMNIST as images in class folders."""
-    for number, (pixels, label) in enumerate(zip(part.imgs, part.labels.ravel(), strict=True)):
-        file = target / PRESETS["chest"][label] / f"{target.name}_{number:04d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(file)
+def _fetch(handle: str | None) -> Any:
+    """Return the folder of a Kaggle set, or else the three splits of PneumoniaMNIST."""
+    if handle:
+        from kagglehub import dataset_download
+        return dataset_download(handle)
+    from medmnist import PneumoniaMNIST
+    return [PneumoniaMNIST(split, download=True, size=128, root=str(cache_folder("medmnist")))
+            for split in SPLITS]
+
+
+def _write(splits: list[Any], target: Path) -> None:
+    """Write PneumoniaMNIST as images in class folders."""
+    for part in splits:
+        for number, (pixels, label) in enumerate(zip(part.imgs, part.labels.ravel(), strict=True)):
+            file = target / part.split / PRESETS["chest"][label] / f"{part.split}_{number:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """Radiographs as torch data sets, each image decoded once; train, val and test of a data set, read together.
- The pixels of a data set lie in one file a size under `checkpoints.cache_folder()`, for their owner alone;
-it can be deleted at any time (`genailab data cache --clear`).
+
+The pixels of an image lie in a file of their own under `checkpoints.cache_folder()`, for their owner alone;
+all of it can be deleted at any time (`genailab data cache --clear`).
 """
 
 import errno
@@ -12,37 +13,27 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import PIL
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, whole_file
-from genailab_helpers.datasets.index import index_images, torn_patients
+from genailab_helpers.datasets.index import file_state, index_images, torn_patients
 from genailab_helpers.datasets.names import GRADES, SPLITS
-from genailab_helpers.radiographs import (
-    UnreadableRadiographError,
-    check_img_size,
-    read_radiograph,
-)
+from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 from genailab_helpers.statistics import grouped_folds
 
 OnUnreadable = Literal["stop", "skip"]
 COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
 
-_AT_ONCE = 64  # images that are decoded by several threads before they are written
 _LARGE_CACHE = 5e7  # bytes that are announced
-_READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 
 
 class RadiographFolder(Dataset[tuple[Any, int]]):
@@ -105,8 +96,7 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
         self.transform = transform
         labels = images["class"].map(self.class_to_idx)
         self._pixels = _Pixels(images.iloc[np.argsort(labels, kind="stable")], img_size, on_unreadable)
-        self.images, self.img_size = self._pixels.images, img_size
-        self.bit_depth = self._pixels.bit_depth
+        self.images, self.img_size, self.bit_depth = self._pixels.images, img_size, self._pixels.bits
         self.targets: list[int] = self.images["class"].map(self.class_to_idx).tolist()
 
     @property
@@ -160,26 +150,25 @@ def read_images(images: pd.DataFrame, img_size: int,
 
 
 class _Pixels:
-    """Decoded images of one size in a file: n keys of 16 bytes, n checksums of 4, n squares of 8-bit pixels.
+    """Decoded images of one size, each in a file of 8-bit pixels and their checksum.
 
-    A key is a hash of the image's path, size and times of change: what changed is decoded again. The file
-    is named by folder, image size, reader and keys, and no row of it ever moves, so two processes that fill
-    it write the same. A row whose checksum is not that of its pixels was never written, or was damaged
-    since.
+    Such a file is named by reader, path, size and times of change of the image, its folder by data set, image
+    size and bit depth: what changed has no file yet and is decoded. A file is written whole or not at all, so
+    that two processes may fill one cache and a kill loses nothing; one that was damaged is made again.
     """
 
     def __init__(self, images: pd.DataFrame, img_size: int, on_unreadable: OnUnreadable) -> None:
         if on_unreadable not in ("stop", "skip"):
             raise ValueError(f'on_unreadable={on_unreadable!r}: expected "stop" or "skip"')
-        self.images, self.img_size, self.area = images, check_img_size(img_size), img_size**2
-        self.rows: np.ndarray
-        self.bit_depth: int | None
-        self._open()
-        errors = self._decode_missing(on_unreadable == "stop")
-        if errors and on_unreadable == "stop":
-            error = errors[min(errors)]
-            reason = f'{error.reason}; on_unreadable="skip" leaves such images out'
-            raise UnreadableRadiographError(error.path, reason) from error
+        self.images, self.img_size = images, check_img_size(img_size)
+        self.bits = images.attrs["bit_depth"].bits
+        place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}"
+        self.folder = cache_folder("images") / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        self.keys = [f"{file_state(name, path)}.u8" for name, path in images["path"].items()]
+        self.checked = np.zeros(len(images), dtype=bool)
+        held = set(os.listdir(self.folder))
+        errors = self._decode_all([i for i, key in enumerate(self.keys) if key not in held], on_unreadable)
         if len(errors) == len(images):
             first = f"; the first: {errors[0]}" if errors else ""
             raise ValueError(f"none of {len(images)} images can be read{first}")
@@ -188,139 +177,62 @@ class _Pixels:
             more = f"; and {len(errors) - 3} more" * (len(errors) > 3)
             warnings.warn(f"{len(errors)} of {len(images)} images cannot be read and are left out: "
                           f"{named}{more}", stacklevel=3)
-            kept = [place for place in range(len(images)) if place not in errors]
-            self.images, self.rows = images.iloc[kept], self.rows[kept]
+            self.images = images.drop(index=images.index[list(errors)])
+            self.keys = [key for i, key in enumerate(self.keys) if i not in errors]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of one image, uint8 `(img_size, img_size)`."""
-        try:  # no memory map: the pages that it has read count as memory of the process
-            levels = self._read(index)
-        except OSError:  # another part of the data set moved on to a larger file, or the cache was emptied
-            self._open()
-            levels = self._read(index)
-        if not self.checked[index] or levels.size < self.area:
-            if levels.size < self.area or _checksum(levels) != self.sums[self.rows[index]]:
-                levels = self._decode(self.images["path"].iat[index])
-                with self.file.open("r+b") as file:
-                    self._write(file, index, levels)
-            self.checked[index] = True
+        try:
+            content = np.fromfile(self.folder / self.keys[index], np.uint8)
+        except OSError:  # the cache was emptied meanwhile
+            content = np.empty(0, np.uint8)
+        levels = content[:-4]
+        if len(levels) != self.img_size**2 or not (
+                self.checked[index] or zlib.crc32(levels.data) == int(content[-4:].view("<u4")[0])):
+            levels = self._decode(index)
+        self.checked[index] = True
         return levels.reshape(self.img_size, self.img_size)
 
-    def _read(self, index: int) -> np.ndarray:
-        start = 20 * self.n_rows + int(self.rows[index]) * self.area
-        return np.fromfile(self.file, np.uint8, self.area, offset=start)
+    def _decode(self, index: int) -> np.ndarray:
+        image = read_radiograph(self.images["path"].iat[index], self.img_size, self.bits or 16)
+        levels = image[0].add(1).div(2).mul(255).round().to(torch.uint8).numpy()
+        with whole_file(self.folder / self.keys[index], sync=False) as path:
+            path.chmod(0o600)
+            path.write_bytes(levels.tobytes() + zlib.crc32(levels.data).to_bytes(4, "little"))
+        return levels
 
-    def _write(self, file: BinaryIO, index: int, levels: np.ndarray) -> None:
-        row = int(self.rows[index])
-        self.sums[row] = _checksum(levels)
-        file.seek(20 * self.n_rows + row * self.area)
-        file.write(levels.tobytes())
-        file.seek(16 * self.n_rows + 4 * row)  # last: it says that the pixels are there
-        file.write(self.sums[row].tobytes())
-
-    def _open(self) -> None:
-        """Find the file, and the rows of the images in it."""
-        keys = [_key(name, path) for name, path in self.images["path"].items()]
-        for _ in range(3):
-            with suppress(FileNotFoundError):  # another process has just moved on to a larger file
-                self.file, known = self._find(keys)
-                self.n_rows = len(known)
-                self.sums = np.fromfile(self.file, np.uint32, self.n_rows, offset=16 * self.n_rows)
-                break
-        self.rows = np.array([known[key] for key in keys], dtype=int)
-        self.checked = np.zeros(len(keys), dtype=bool)
-        self.bit_depth = int(self.file.stem.split("-")[2]) or None
-
-    def _find(self, keys: list[bytes]) -> tuple[Path, dict[bytes, int]]:
-        """Return a file with rows for all keys, made from an older one if need be, and its rows by key."""
-        folder = cache_folder() / "images"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        place = f"{os.path.realpath(self.images.attrs['root'])}\0{self.img_size}\0{_READER}"
-        prefix = hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
-        for file in folder.glob(f"{prefix}-*.u8"):
-            if set(keys) <= (known := self._known(file)).keys():
-                return file, known
-        bits = self.images.attrs["bit_depth"].bits or 0
-        with FileLock(folder / f"{prefix}.lock"):
-            old = next(folder.glob(f"{prefix}-*-{bits}.u8"), None)
-            known = self._known(old) if old else {}
-            if old and set(keys) <= known.keys():  # another process has just made it
-                return old, known
-            if len(known) > 3 * len(self.images.attrs["bit_depth"].paths) + 1000:  # most are gone or changed
-                known = {}
-            every = {key: row for row, key in enumerate({**known, **dict.fromkeys(keys, 0)})}
-            self._announce(folder, len(every) - len(known))
-            file = folder / f"{prefix}-{hashlib.sha256(b''.join(every)).hexdigest()[:16]}-{bits}.u8"
-            with whole_file(file, sync=False) as path, path.open("wb") as new:
-                path.chmod(0o600)
-                new.write(b"".join(every))
-                if old and known:
-                    with old.open("rb") as held:
-                        held.seek(16 * len(known))
-                        new.write(held.read(4 * len(known)).ljust(4 * len(every), b"\0"))
-                        shutil.copyfileobj(held, new)
-                new.truncate(len(every) * (20 + self.area))
-            for other in folder.glob(f"{prefix}-*.u8"):
-                if other != file:
-                    other.unlink(missing_ok=True)
-        return file, every
-
-    def _known(self, file: Path) -> dict[bytes, int]:
-        n_rows, rest = divmod(file.stat().st_size, 20 + self.area)
-        with file.open("rb") as opened:  # a file that was cut short is of no use
-            return {} if rest else {opened.read(16): row for row in range(n_rows)}
-
-    def _announce(self, folder: Path, n_new: int) -> None:
-        """Say before it starts what a large cache takes, or that there is no room for it."""
-        needed, free = n_new * (20 + self.area), shutil.disk_usage(folder).free
+    def _decode_all(self, missing: list[int],
+                    on_unreadable: OnUnreadable) -> dict[int, UnreadableRadiographError]:
+        """Decode what was never written, in several threads; return the errors of those that cannot be."""
+        needed, free = len(missing) * self.img_size**2, shutil.disk_usage(self.folder).free
         if needed > free:
-            reason = (f"no room to write {n_new:,} decoded images: {needed / 1e6:,.0f} MB are needed, "
+            reason = (f"no room to write {len(missing):,} decoded images: {needed / 1e6:,.0f} MB are needed, "
                       f"{free / 1e6:,.0f} MB are free. Free some, or set GENAILAB_CACHE to a folder on "
                       "another disk")
-            raise OSError(errno.ENOSPC, reason, str(folder))
-        if needed > _LARGE_CACHE:
-            print(f"{n_new:,} images are decoded once, into {needed / 1e6:,.0f} MB under {folder} (if "
-                  "stopped, it goes on where it was)", file=sys.stderr)
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
+        if needed >= _LARGE_CACHE:
+            print(f"{len(missing):,} images are decoded once, into {needed / 1e6:,.0f} MB under "
+                  f"{self.folder} (if stopped, it goes on where it was)", file=sys.stderr)
 
-    def _decode_missing(self, stop: bool) -> dict[int, UnreadableRadiographError]:
-        """Decode what was never written; return the errors of those that cannot be, by place."""
-        errors: dict[int, UnreadableRadiographError] = {}
-        missing = np.flatnonzero(self.sums[self.rows] == 0).tolist()
-
-        def decode(place: int) -> np.ndarray | UnreadableRadiographError:
+        def error_of(index: int) -> UnreadableRadiographError | None:
             try:
-                return self._decode(self.images["path"].iat[place])
+                self._decode(index)
             except UnreadableRadiographError as error:
+                if on_unreadable == "stop":
+                    reason = f'{error.reason}; on_unreadable="skip" leaves such images out'
+                    raise UnreadableRadiographError(error.path, reason) from error
                 return error
+            return None
 
         # the reader turns warnings off and on again, which threads do in any order: put all back at the end
-        chunks = [missing[start:start + _AT_ONCE] for start in range(0, len(missing), _AT_ONCE)]
-        bar = tqdm(chunks, "reading", unit=f"{_AT_ONCE} images", delay=5, leave=False, disable=None)
-        with (warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool,
-              self.file.open("r+b") as file, bar):
-            for places in bar:
-                for place, levels in zip(places, pool.map(decode, places), strict=True):
-                    if isinstance(levels, UnreadableRadiographError):
-                        errors[place] = levels
-                        continue
-                    self._write(file, place, levels)
-                if stop and errors:
-                    break
-        return errors
-
-    def _decode(self, path: str) -> np.ndarray:
-        unit = read_radiograph(path, self.img_size, self.bit_depth or 16)[0].add(1).div(2)
-        return (unit * 255).round().to(torch.uint8).numpy()
-
-
-def _key(name: str, path: str) -> bytes:
-    state = os.stat(path) if os.path.exists(path) else None
-    seen = f"{name}\0{state and (state.st_size, state.st_mtime_ns, state.st_ctime_ns)}"
-    return hashlib.blake2b(os.fsencode(seen), digest_size=16).digest()
-
-
-def _checksum(levels: np.ndarray) -> int:
-    return zlib.crc32(levels.data) or 1  # 0 means never written
+        pool = ThreadPoolExecutor()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                working = zip(missing, pool.map(error_of, missing), strict=True)
+                bar = tqdm(working, "reading", len(missing), unit="image", delay=5, leave=False, disable=None)
+                return {index: error for index, error in bar if error}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool = False,
@@ -358,57 +270,63 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
     Images that cannot be read, and those in no class folder or in none of the parts, are named on stdout.
     """
     root, classes = images.attrs["root"], images.attrs["classes"]
+    images = _trainable(images, graded)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        whole = RadiographFolder(images, img_size, on_unreadable="skip")
+    for warning in caught:
+        print(f"{root}: {warning.message}")
+    split = whole.images["split"].replace("", "train").to_numpy(str)
+    counts = pd.crosstab(whole.images["class"], split).reindex(classes, fill_value=0)
+    if "train" not in counts:
+        raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in SPLITS if name in counts)}; "
+                         "expected train/, val/ and test/ with class folders")
+    if gone := [name for name in images.attrs["splits"] if name not in counts]:
+        raise ValueError(f"{root}: {gone[0]}/ holds no readable images in class folders; fill or remove it")
+    for (name, of_class), count in counts.unstack().items():
+        least = 2 if name == "train" else 0 if graded else 1
+        if count < least:
+            raise ValueError(f"{root}: {count} readable images of {of_class} in {name}; expected at "
+                             f"least {least} of each of {', '.join(classes)}")
+    drawn = [name for name in ("test", "val") if name not in counts and (name == "val" or test)]
+    n_patients = whole.images[split == "train"].groupby("class")["patient"].nunique()
+    if drawn and not graded and n_patients.min() < 5:
+        raise ValueError(f"{root}: images of {n_patients.min()} patients of {n_patients.idxmin()}; "
+                         f"expected 5 or more, of whom a fifth becomes {drawn[0]}, or a folder {drawn[0]}")
+    for name in drawn:
+        train = np.flatnonzero(split == "train")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer patients than folds
+            patients, labels = np.array(whole.patients)[train], np.array(whole.targets)[train]
+            split[train[grouped_folds(patients, 5, seed, labels)[0][1]]] = name
+    how = [f"{name} is a fifth of the patients of train, drawn with seed {seed}." for name in drawn]
+    parts = {name: Subset(whole, np.flatnonzero(split == name).tolist()) for name in SPLITS if name in split}
+    return parts, " ".join(how) or f"The folders {', '.join(parts)} are as they were found."
+
+
+def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
+    """Return the images in classes and parts, name the others, and refuse what no training can use."""
+    root, classes = images.attrs["root"], images.attrs["classes"]
     if torn := torn_patients(images):
-        named = ", ".join([*torn[:5], *["..."] * (len(torn) > 5)])
-        raise ValueError(f"{root}: the images of {len(torn)} patients ({named}) lie in several of its parts; "
-                         "divide it again by patient: `genailab data split`")
+        raise ValueError(f"{root}: the images of {len(torn)} patients ({_named(torn, 5)}) lie in several of "
+                         "its parts; divide it again by patient: `genailab data split`")
     divided = bool(images["split"].ne("").any())
     placed = images["class"].ne("") & (images["split"].ne("") | (not divided))
     if len(loose := images.index[~placed]):
-        named = ", ".join([*loose[:3], *["..."] * (len(loose) > 3)])
         where = "in no class folder" + " of train, val or test" * divided
-        print(f"{root}: {len(loose)} images are left out, {where}: {named}")
+        print(f"{root}: {len(loose)} images are left out, {where}: {_named(loose, 3)}")
     if graded != (classes == list(GRADES)):
         wanted = (f"folders {GRADES[0]} to {GRADES[-1]}; for classes there is `genailab train classifier`"
                   if graded else "classes without an order; for grades there is `genailab train grader`")
         raise ValueError(f"{root}: holds the classes {', '.join(classes)}; expected {wanted}")
     if len(classes) < 2:
         raise ValueError(f"{root}: holds one class, {classes[0]}; expected two or more class folders")
-    images = images[placed]
-    _refuse_colours(images)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        whole = RadiographFolder(images, img_size, on_unreadable="skip")
-    for warning in caught:
-        print(f"{root}: {warning.message}")
-    splits = whole.images["split"].replace("", "train").to_numpy()
-    patients, targets = np.array(whole.patients), np.array(whole.targets)
-    rows = {name: np.flatnonzero(splits == name) for name in SPLITS if (splits == name).any()}
-    if "train" not in rows:
-        raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in rows)}; expected train/, "
-                         "val/ and test/ with class folders")
-    if gone := [name for name in images.attrs["splits"] if name not in rows]:
-        raise ValueError(f"{root}: {gone[0]}/ holds no readable images in class folders; fill or remove it")
-    for name, held in rows.items():
-        least = 2 if name == "train" else 0 if graded else 1
-        for of_class, count in zip(classes, np.bincount(targets[held], minlength=len(classes)), strict=True):
-            if count < least:
-                raise ValueError(f"{root}: {count} readable images of {of_class} in {name}; expected at "
-                                 f"least {least} of each of {', '.join(classes)}")
-    drawn = [name for name in ("test", "val") if name not in rows and (name == "val" or test)]
-    for of_class, label in whole.class_to_idx.items() if drawn and not graded else ():
-        if (n_patients := len(set(patients[rows["train"]][targets[rows["train"]] == label]))) < 5:
-            raise ValueError(f"{root}: images of {n_patients} patients of {of_class}; expected 5 or more, of "
-                             f"whom a fifth becomes {drawn[0]}, or a folder {drawn[0]}")
-    for name in drawn:
-        train = rows["train"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer patients than folds
-            kept, held_out = grouped_folds(patients[train], 5, seed, targets[train])[0]
-        rows[name], rows["train"] = train[held_out], train[kept]
-    how = [f"{name} is a fifth of the patients of train, drawn with seed {seed}." for name in drawn]
-    return ({name: Subset(whole, rows[name].tolist()) for name in SPLITS if name in rows},
-            " ".join(how) or f"The folders {', '.join(rows)} are as they were found.")
+    _refuse_colours(images[placed])
+    return images[placed]
+
+
+def _named(names: Any, most: int) -> str:
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)])
 
 
 def part_images(part: Any) -> pd.DataFrame:

@@ -16,11 +16,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+import PIL
 from torch import Tensor
 
+from genailab_helpers import radiographs
+from genailab_helpers.checkpoints import cache_folder, whole_file
 from genailab_helpers.datasets.names import (
-    FINDINGS,
     GRADES,
+    KNOWN,
     SPLITS,
     canonical_class,
     canonical_classes,
@@ -28,17 +31,10 @@ from genailab_helpers.datasets.names import (
     known_patient,
     sort_classes,
 )
-from genailab_helpers.radiographs import (
-    RADIOGRAPH_SUFFIXES,
-    brightest_undeclared,
-    check_images,
-    is_dicom,
-    smallest_bit_depth,
-)
 
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
-_UNKNOWN = ("", "na", "nan")
+_READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 _COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
     "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
              "imageindex", "stem"),
@@ -86,8 +82,10 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
           the image counts as a patient of its own, named by its path without suffix).
 
         `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
-        a folder), `bit_depth` and `classes`, the names in the order in which they are numbered everywhere:
-        all five grades where there are grades only, and known findings also where their folder is empty.
+        a folder), `empty` (split and class of each class folder without an image), `depth` (folders around
+        splits and classes), `bit_depth` and `classes`, the names in the order in which they are numbered
+        everywhere: all five grades where there are grades only, and known findings also where their folder
+        is empty.
 
     Raises
     ------
@@ -100,42 +98,40 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     if root.suffix == ".json":
         return _index_labels(root)
     names, folders, links = _find(root)
-    held = [folder.split("/") if folder else [] for folder in {posixpath.dirname(name) for name in names}]
+    held = [name.split("/")[:-1] for name in names]
     depth = _depth_of_classes(held)
     divided = any(canonical_split(part[depth]) for part in held if len(part) > depth)
 
     def place(name: str) -> tuple[str, str]:
         """Return split and class folder of a path."""
-        folders = name.split("/")[depth:-1]
-        split = canonical_split(folders[0]) if folders else ""
-        inner = folders[bool(split):]
-        return split, inner[0] if inner and bool(split) == divided else ""
+        inner = name.split("/")[depth:-1]
+        split = canonical_split(inner[0]) if inner else ""
+        return split, inner[bool(split)] if len(inner) > bool(split) == divided else ""
 
-    splits, tops = zip(*map(place, names), strict=True)
     for name, target in links:
         if place(name) != place(target):
             raise ValueError(f"{root / name}: a link to {target}, in another class or split of the same "
                              "folder; remove it")
+    splits, tops = zip(*map(place, names), strict=True)
     flat = set(tops) <= {"", "images"} and max(map(len, held)) <= depth + divided + 1
-    named = root.resolve()
-    named = named.parent if named.name == "images" else named
-    alone = canonical_class(named.name, graded) if flat else ""
-    classes = {} if flat else canonical_classes(set(tops) - {""}, graded)
-    images = _tabulate(root, names, [classes.get(top, "") for top in tops], splits, table, graded)
-    images.loc[images["class"] == "", "class"] = alone
+    named = {} if flat else canonical_classes(set(tops) - {""}, graded)
+    images = _tabulate(root, names, [named.get(top, "") for top in tops], splits, table, graded)
+    if flat:
+        home = root.resolve()
+        alone = canonical_class((home.parent if home.name == "images" else home).name, graded)
+        images["class"] = images["class"].replace("", alone)
     if patient_pattern:
-        images["patient"] = [_patient_by(patient_pattern, path) for path in images["path"]]
-        images["known"] = "pattern"
+        images["patient"], images["known"] = _patients_by(patient_pattern, names), "pattern"
+    full = {"/".join(part[:n]) for part in held for n in range(depth + 3)}
+    empty = {folder: (split, named.get(top) or canonical_class(top, graded)) for folder in folders - full
+             for split, top in [place(f"{folder}/")] if top and folder.count("/") == depth + bool(split)}
     found = set(images["class"]) - {""}
-    empty = {canonical_class(place(f"{folder}/")[1], graded) for folder in folders
-             if folder.count("/") <= depth + 1}
     if not flat:
-        found |= empty & {*GRADES, *FINDINGS}
-    all_grades = found and found <= set(GRADES) and not flat
+        found |= {label for _, label in empty.values()} & {*KNOWN}
     divisions = {canonical_split(folder.split("/")[depth]) for folder in folders
                  if folder.count("/") == depth}
-    images.attrs |= {"depth": depth, "splits": sorted(divisions - {""}),
-                     "classes": list(GRADES) if all_grades else sort_classes(found)}
+    images.attrs |= {"depth": depth, "splits": sorted(divisions - {""}), "empty": empty, "classes":
+                     list(GRADES) if found and found <= set(GRADES) and not flat else sort_classes(found)}
     return images
 
 
@@ -157,8 +153,8 @@ def _tabulate(root: Path, names: Sequence[str], classes: Sequence[str], splits: 
     return images
 
 
-def _find(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """Return images and folders below a root, sorted, and the links among them with where they lead."""
+def _find(root: Path) -> tuple[list[str], set[str], list[tuple[str, str]]]:
+    """Return images and folders below a root, and the links among the images with where they lead."""
     if not root.is_dir():
         what = "a file" if root.exists() else "no such folder"
         raise ValueError(f"{root}: {what}; expected a folder of radiographs")
@@ -167,39 +163,47 @@ def _find(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
         raise ValueError(f"{error.filename}: this folder may not be read ({error.strerror}); check its "
                          "permissions") from error
 
-    images, folders, links, others = [], [], [], Counter[str]()
-    visited, top, home = set(), str(root), os.path.realpath(root)
+    images, folders, links, others = [], {"."}, [], Counter[str]()
+    visited, home = set(), os.path.realpath(root)
     for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
         if (real := os.path.realpath(folder)) in visited:  # a link back up
             inner.clear()
             continue
         visited.add(real)
         inner[:] = [name for name in inner if not re.fullmatch(r"\..*|masks|__macosx", name.lower())]
-        base = os.path.relpath(folder, top).replace(os.sep, "/")
-        folders += [posixpath.normpath(posixpath.join(base, name)) for name in inner]
+        base = os.path.relpath(folder, root).replace(os.sep, "/")
+        folders.add(base)
         for name in files:
             path, place = os.path.join(folder, name), posixpath.normpath(posixpath.join(base, name))
             if not _looks_like_radiograph(path):
                 others[os.path.splitext(name)[1] or name] += 1
                 continue
             images.append(place)
-            target = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, name)
-            if target.startswith(home + os.sep) and os.path.exists(target):
-                where = os.path.relpath(target, home).replace(os.sep, "/")
-                links += [(place, where)] * (where != place)
+            if os.path.islink(path) or real != os.path.normpath(os.path.join(home, base)):
+                target = os.path.relpath(os.path.realpath(path), home).replace(os.sep, "/")
+                links += [(place, target)] * (target[:3] != "../" and os.path.exists(path))
     if not images:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         held = f"no radiographs among {others.total()} files ({listed})" if others else "empty folder"
-        raise ValueError(f"{root}: {held}; expected {', '.join(RADIOGRAPH_SUFFIXES)}")
-    return sorted(images, key=lambda name: name.replace("/", "\0")), folders, links
+        raise ValueError(f"{root}: {held}; expected {', '.join(radiographs.RADIOGRAPH_SUFFIXES)}")
+    return sorted(images, key=lambda name: name.replace("/", "\0")), folders - {"."}, links
+
+
+def other_files(images: pd.DataFrame) -> list[str]:
+    """Return the files below an index's root that are no images, outside of hidden folders and `masks`."""
+    root, others = images.attrs["root"], []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".") and name.lower() != "masks"]
+        others += [Path(folder, name).relative_to(root).as_posix() for name in files]
+    return sorted(set(others) - set(images.index))
 
 
 def _looks_like_radiograph(path: str) -> bool:
     if os.path.basename(path).startswith("."):
         return False
     if not os.path.isfile(path):  # a link to nothing is an image that cannot be read, a pipe is none
-        return os.path.islink(path) and path.lower().endswith(RADIOGRAPH_SUFFIXES)
-    return path.lower().endswith(RADIOGRAPH_SUFFIXES) or is_dicom(path)
+        return os.path.islink(path) and path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES)
+    return path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES) or radiographs.is_dicom(path)
 
 
 def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
@@ -207,7 +211,7 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     def known(depth: int) -> set[str]:
         names = {part[depth] for part in folders if len(part) > depth}
         named = {canonical_split(name) or canonical_class(name) for name in names}
-        return named & {*SPLITS, *GRADES, *FINDINGS}
+        return named & {*SPLITS, *KNOWN}
 
     for depth in range(min(map(len, folders))):
         if len({part[depth] for part in folders}) > 1 or (known(depth) and len(known(depth + 1)) < 2):
@@ -215,15 +219,17 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     return 0
 
 
-def _patient_by(pattern: str, path: str) -> str:
+def _patients_by(pattern: str, names: Sequence[str]) -> list[str]:
     try:
-        match = re.search(pattern, os.path.basename(path))
+        matches = [re.search(pattern, posixpath.basename(name)) for name in names]
     except re.error as error:
         raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
-    if not match or not (patient := match[1] if match.re.groups else match[0]):
-        raise ValueError(f"{path}: the patient pattern {pattern!r} finds no patient in the file name; "
+    patients = [match[min(1, match.re.groups)] if match else "" for match in matches]
+    if not all(patients):
+        name = next(name for name, patient in zip(names, patients, strict=True) if not patient)
+        raise ValueError(f"{name}: the patient pattern {pattern!r} finds no patient in the file name; "
                          "expected one in every name")
-    return patient
+    return patients
 
 
 def _apply_table(images: pd.DataFrame, rows: pd.DataFrame) -> None:
@@ -270,9 +276,7 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
             header = file.readline()
         read = pd.read_csv(path, sep=max(",;\t", key=header.count), dtype=str, keep_default_na=False,
                            encoding="utf-8-sig", skip_blank_lines=False)
-    except OSError as error:
-        raise ValueError(f"{path}: expected a CSV table ({error.strerror})") from error
-    except ValueError as error:  # no UTF-8, or what pandas says of no table
+    except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
         raise ValueError(f"{path}: expected a CSV table in UTF-8 ({error})") from error
     columns = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(read.columns)}
     chosen = {kind: next((columns[name] for name in names if name in columns), None)
@@ -281,13 +285,11 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         raise ValueError(f"{path}: no column for the image among {header.strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
 
-    def column(kind: str) -> pd.Series:
-        empty = pd.Series("", read.index)
-        cells = empty if chosen[kind] is None else read[chosen[kind]].fillna("").str.strip()
-        cells = cells.where(~cells.str.lower().isin(_UNKNOWN), "")
-        return cells if kind == "file" else cells.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
-
-    rows = pd.DataFrame({kind: column(kind) for kind in _COLUMNS})
+    rows = pd.DataFrame({kind: "" if name is None else read[name] for kind, name in chosen.items()},
+                        read.index)
+    rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
+    others = rows.columns.drop("file")
+    rows[others] = rows[others].replace(r"^(\d+)\.0+$", r"\1", regex=True)
     rows.index = pd.Index(range(2, len(rows) + 2), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
@@ -351,28 +353,23 @@ def _index_labels(file: Path) -> pd.DataFrame:
     """List the images of a label file as StyleGAN2-ADA reads it, whose numbers the classes have."""
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))["labels"]
-        pairs = [(PurePosixPath(name), int(label)) for name, label in listed]
-        largest = max(label for _, label in pairs)
+        labels = {str(name): int(label) for name, label in listed}
+        images = index_images(file.parent)
+        images = images.loc[sorted(labels)]
+        images["number"] = [range(max(labels.values()) + 1).index(labels[name]) for name in images.index]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file}: expected {{"labels": [["folder/image.png", 0], ...]}} ({error}); '
-                         "make it with `genailab data label`") from error
-    classes = [f"class {label}" for label in range(largest + 1)]
-    folders: defaultdict[int, set[str]] = defaultdict(set)
-    for place, label in pairs:
-        if place.is_absolute() or ".." in place.parts or label < 0:
-            raise ValueError(f"{file}: expected images below its folder and classes from 0, "
-                             f"got {place}, {label}")
-        folders[label].add(place.parts[bool(canonical_split(place.parts[0])):][0])
-    if all(len(names) == 1 for names in folders.values()) and all(len(place.parts) > 1 for place, _ in pairs):
-        named = canonical_classes(name for names in folders.values() for name in names)
-        for label, (name,) in folders.items():
-            classes[label] = named[name]
-        if largest < len(GRADES) and all(classes[label] == GRADES[label] for label in folders):
-            classes = list(GRADES)
-    labels = [classes[label] for _, label in pairs]
-    images = _tabulate(file.parent, [str(place) for place, _ in pairs], labels, [""] * len(pairs))
+        raise ValueError(f'{file}: expected {{"labels": [["folder/image.png", 0], ...]}} of images in its '
+                         f"folder ({error}); make it with `genailab data label`") from error
+    named = images[images["class"] != ""].groupby("number")["class"].unique()
+    alone = {number: names[0] for number, names in named.items() if len(names) == 1}
+    if set(alone) < set(images["number"]):
+        alone = {}
+    classes = [alone.get(number, f"class {number}") for number in range(max(labels.values()) + 1)]
+    if all(GRADES[number:number + 1] == (name,) for number, name in alone.items()) and alone:
+        classes = list(GRADES)
+    images["class"] = [classes[number] for number in images.pop("number")]
     images.attrs["classes"] = classes
-    return images.sort_index()
+    return images
 
 
 class BitDepth:
@@ -392,10 +389,24 @@ class BitDepth:
 
     @cached_property
     def bits(self) -> int | None:
-        """The number of bits."""
-        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
-            brightest = max(pool.map(brightest_undeclared, self.paths), default=0.0)
-        return smallest_bit_depth(brightest) if brightest else None
+        """The number of bits; a set seen before is not read again."""
+        states = "".join(file_state(path, path) for path in self.paths)
+        file = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
+        known = file.read_text() if file.exists() else ""
+        if not known.isdigit():
+            with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+                brightest = max(pool.map(radiographs.brightest_undeclared, self.paths), default=0.0)
+            known = str(radiographs.smallest_bit_depth(brightest) if brightest else 0)
+            with whole_file(file, sync=False) as path:
+                path.write_text(known)
+        return int(known) or None
+
+
+def file_state(name: str, path: str) -> str:
+    """Return a name for a file in its present state: another one once it, or what reads it, has changed."""
+    state = os.stat(path) if os.path.exists(path) else None
+    seen = f"{_READER}\0{name}\0{state and (state.st_size, state.st_mtime_ns, state.st_ctime_ns)}"
+    return hashlib.blake2b(os.fsencode(seen), digest_size=16).hexdigest()
 
 
 def torn_patients(images: pd.DataFrame) -> list[str]:
@@ -424,7 +435,7 @@ def image_hashes(images: Tensor) -> list[str]:
     ValueError
         If `images` is no such batch.
     """
-    check_images(images)
+    radiographs.check_images(images)
     levels = ((images.detach().cpu() + 1) * 127.5).round().byte().numpy()
     return [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest() for image in levels]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 GRADES = ("grade_0", "grade_1", "grade_2", "grade_3", "grade_4")
 GRADE_NAMES = ("Healthy", "Doubtful", "Minimal", "Moderate", "Severe")
 FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
+KNOWN = (*GRADES, *FINDINGS)  # in their order everywhere
 PRESETS: dict[str, tuple[str, ...]] = {  # the classes of an empty tree
     "spine": GRADES,
     "covid": ("Normal", "COVID", "Lung_Opacity", "Viral Pneumonia"),
@@ -87,8 +88,7 @@ def canonical_split(name: str) -> str:
 
 def sort_classes(names: Iterable[str]) -> list[str]:
     """Put class names into their order, each once: grades, then findings, then others by alphabet."""
-    known = (*GRADES, *FINDINGS)
-    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+    return sorted(set(names), key=lambda name: (KNOWN.index(name) if name in KNOWN else len(KNOWN), name))
 
 
 def known_patient(file_name: str) -> str:

@@ -6,6 +6,7 @@ Each step takes the table of `index.index_images` and writes a new folder, whole
 import hashlib
 import json
 import os
+import re
 import shutil
 import textwrap
 import unicodedata
@@ -20,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
@@ -29,15 +30,8 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.index import TABLE, image_hashes, match_table
-from genailab_helpers.datasets.names import (
-    FINDINGS,
-    GRADES,
-    SPLITS,
-    canonical_class,
-    canonical_split,
-    sort_classes,
-)
+from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files
+from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
 RATIOS = (0.7, 0.15, 0.15)
@@ -47,7 +41,7 @@ N_FOLDS = 20  # ratios are kept to a twentieth: 14, 3 and 3 folds are 70, 15 and
 
 _DRAWS = 1000  # of the folds that make a split
 _COLUMNS = ["file", "class", "patient", "split", "source"]
-_NOT_IN_NAMES = frozenset('/\\:*?"<>|')  # some system cannot have these in a folder's name
+_DROPPED = "Some images lie in split folders and some do not: the splits were dropped."
 _SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
@@ -73,19 +67,18 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         """Return the table that the commands print."""
-        counts = pd.Series(self.counts, dtype=int).unstack(fill_value=0) if self.counts else pd.DataFrame()
+        counts = pd.Series(self.counts, dtype=int).unstack(fill_value=0)
         counts = counts.reindex(sort_classes(counts.index)).rename_axis("class")
         counts.loc["total"] = counts.sum()
         images = counts.sum(axis=1)
         shown = {split: [f"{n} {n / max(of, 1):6.1%}" for n, of in zip(counts[split], images, strict=True)]
                  for split in SPLITS if split in counts}
         table = pd.DataFrame({**shown, "images": images}).rename_axis(index=None, columns="class").to_string()
-        lines = []
-        for reason, names in self.left_out.items():
-            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"left out, {reason} ({len(names)}): {', '.join(names[:3])}{more}")
+        lines = [f"left out, {reason} ({len(names)}): {', '.join(names[:3])}"
+                 + f", and {len(names) - 3} more" * (len(names) > 3)
+                 for reason, names in self.left_out.items()]
         wrapped = [textwrap.fill(line, 100, subsequent_indent="  ") for line in [*lines, *self.notes]]
-        return "\n".join([self.title, *([table] if self.counts else []), *wrapped])
+        return "\n".join([self.title, table, *wrapped])
 
 
 def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool = False) -> Summary:
@@ -120,7 +113,7 @@ def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool =
     if not dry_run:
         with whole_folder(output) as new:
             _make_folders(new, empty)
-    return Summary(_title("create", output, dry_run), empty, {}, [])
+    return _summary("create", output, dry_run, empty)
 
 
 def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | None = None,
@@ -156,40 +149,33 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     FileExistsError
         If `output` is not empty, and `replace` is not set or the folder holds what no run has written.
     """
-    root, table = Path(images.attrs["root"]), images.attrs["table"]
-    _check_places(root, output, replace)
-    left_out: dict[str, list[str]] = {}
-    every = _existing(images, left_out)
-    every = every.assign(source=every.index)
-    allowed = {canonical_class(name) for name in classes} if classes else {*GRADES, *FINDINGS}
-    of_folder = every["class"].where(every["class"].isin(allowed), "")
+    _check_output(images, output, replace)
+    allowed = {canonical_class(name) for name in classes} if classes else {*KNOWN}
+    every, left_out = _existing(images)
     folders = [name.split("/")[:-1] for name in every.index]
     deeper = [next(filter(allowed.__contains__, map(canonical_class, inner)), "") for inner in folders]
-    every["class"] = of_folder.where(of_folder != "", deeper)
     above = [next(filter(None, map(canonical_split, inner)), "") for inner in folders]
+    every["class"] = every["class"].where(every["class"].isin(allowed), deeper)
     every["split"] = every["split"].where(every["split"] != "", above)
     if images.attrs["table_named"]:
-        said = _classes_of_rows(match_table(images, table), left_out).reindex(every.index)
-        left_out["not in the table, or there with two classes"] = every.index[said.isna()].tolist()
-        every["class"] = said.where(said.fillna("") != "", every["class"])
-        every = every[said.notna()]
+        every = _follow_table(every, match_table(images, images.attrs["table"]), left_out)
     usable = every["class"].map(_is_class_name) & (every["class"].isin(allowed) | (not classes))
     left_out["no known class in the path or the table"] = every.index[~usable].tolist()
-    left_out["not an image"] = _other_files(root, images, table)
-    placed = every[usable].copy()
+    root, table = images.attrs["root"], os.path.realpath(images.attrs["table"])
+    left_out["not an image"] = [name for name in other_files(images) if PurePosixPath(name).name[0] != "."
+                                and name != TABLE and os.path.realpath(os.path.join(root, name)) != table]
+    placed, notes = every[usable].copy(), []
     if placed.empty:
         raise ValueError(f"{root}: none of {len(images)} images has a known class; name the folders after "
                          "classes, or give the class names or a table")
-    notes = []
     if (placed["split"] == "").any():
-        dropped = "Some images lie in split folders and some do not: the splits were dropped."
-        notes = [dropped] * any(placed["split"])
+        notes = [_DROPPED] * any(placed["split"])
         placed["split"] = ""
     placed["file"] = _names_apart(_places(placed), placed["source"])
     if not dry_run:
         with whole_folder(output, _refuse_foreign if replace else None) as new:
             _fill(new, placed, shutil.copyfile)
-    return Summary(_title("organize", output, dry_run), _count(placed), _tidy(left_out), notes)
+    return _summary("organize", output, dry_run, _count(placed), left_out, notes)
 
 
 def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
@@ -232,19 +218,15 @@ def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
     if fit not in ("letterbox", "squash", "crop"):
         raise ValueError(f'fit={fit!r}: expected "letterbox", "squash" or "crop"')
     check_img_size(img_size)
-    _check_places(Path(images.attrs["root"]), output, replace)
-    left_out: dict[str, list[str]] = {}
-    result = _existing(images, left_out)
-    stems = [name.with_suffix("") if name.suffix[1:2].isalpha() else name  # the end of a UID is no suffix
-             for name in map(PurePosixPath, result.index)]
-    names = _names_apart([f"{stem}.png" for stem in stems], result.index)
-    result = result.assign(source=result.index, file=names)
+    _check_output(images, output, replace)
+    result, left_out = _existing(images)
+    result["file"] = _names_apart([re.sub(r"(\.[A-Za-z][^./]*)?$", ".png", name, count=1)
+                                   for name in result.index], result.index)  # the end of a UID is no suffix
     if not dry_run:
         make = partial(_resize, img_size=img_size, fit=fit, bits=images.attrs["bit_depth"].bits)
         with whole_folder(output, _refuse_foreign if replace else None) as new:
             result, left_out["cannot be read"] = _fill(new, result, make)
-    return Summary(_title(f"preprocess to {img_size}x{img_size}, {fit}", output, dry_run), _count(result),
-                   _tidy(left_out), [])
+    return _summary(f"preprocess to {img_size}x{img_size}, {fit}", output, dry_run, _count(result), left_out)
 
 
 def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RATIOS, seed: int = 42,
@@ -285,33 +267,29 @@ def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RA
     """
     if mode not in ("copy", "link", "manifest"):
         raise ValueError(f'mode={mode!r}: expected "copy", "link" or "manifest"')
-    root, n_folds = Path(images.attrs["root"]), _folds_of(ratios)
-    _check_places(root, output, replace)
-    left_out: dict[str, list[str]] = {}
-    every = _existing(images, left_out)
+    n_folds = _folds_of(ratios)
+    _check_output(images, output, replace)
+    every, left_out = _existing(images)
     left_out["not in a class folder"] = every.index[every["class"] == ""].tolist()
-    every = every[every["class"] != ""]
-    if every.empty:
-        raise ValueError(f"{root}: no image lies in a class folder; organize the folder first")
+    result = _placed(every)
     notes = []
     if any(abs(ratio - n_folds[name] / N_FOLDS) > 1e-6 for name, ratio in zip(SPLITS, ratios, strict=True)):
         notes.append("Ratios are kept to twentieths: " + ", ".join(
             f"{name} {n / N_FOLDS:.2f}" for name, n in n_folds.items()) + ".")
-    if every["split"].ne("").any():
-        notes.append("The splits that the images lie in were ignored.")
-    groups = _tie(every, near_duplicates, notes)
-    result = every.assign(source=every.index, split="")
-    result["file"] = _names_apart(_places(result), result["source"])  # over all splits: outlives a new seed
-    result["split"] = assign_splits(every["class"], groups, ratios, seed)
-    result["file"] = result["source"] if mode == "manifest" else result["split"] + "/" + result["file"]
+    notes += ["The splits that the images lie in were ignored."] * any(result["split"])
+    result["group"], said = _tie(result, near_duplicates)
+    result["split"] = ""
+    places = _names_apart(_places(result), result["source"])  # over all splits: outlives a new seed
+    result["split"] = assign_splits(result["class"], result["group"], ratios, seed)
+    result["file"] = result["source"] if mode == "manifest" else result["split"] + "/" + places
     shares = {name: n / N_FOLDS for name, n in n_folds.items() if n}
     counts = {(label, name): 0 for label in set(result["class"]) for name in shares} | _count(result)
-    notes += _say_what_is_off(result.assign(group=groups), shares)
     if not dry_run:
         with whole_folder(output, _refuse_foreign if replace else None) as new:
             _make_folders(new, counts if mode != "manifest" else ())
             _fill(new, result, {"copy": shutil.copyfile, "link": _link, "manifest": None}[mode])
-    return Summary(_title(f"split with seed {seed}", output, dry_run), counts, _tidy(left_out), notes)
+    return _summary(f"split with seed {seed}", output, dry_run, counts, left_out,
+                    [*notes, *said, *_say_what_is_off(result, shares)])
 
 
 def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run: bool = False,
@@ -341,24 +319,20 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
     FileExistsError
         If the file is there, and `replace` is not set or it is no label file.
     """
-    root = Path(images.attrs["root"])
+    root, placed, classes = Path(images.attrs["root"]), _placed(images), images.attrs["classes"]
     file = Path(output).expanduser() if output else root / LABELS
     if file.resolve().parent != root.resolve():
         raise ValueError(f"{file}: expected a file in {root}, because the paths in it start there")
     if file.exists() and not (replace and file.is_file() and file.read_bytes().startswith(b'{"labels"')):
         raise FileExistsError(f"{file}: exists; expected a new file, or a label file and --replace")
-    placed = images[images["class"] != ""]
-    if placed.empty:
-        raise ValueError(f"{root}: no image lies in a class folder; organize the folder first")
-    classes = images.attrs["classes"]
     if not dry_run:
-        pairs = ((name, classes.index(label)) for name, label in sorted(placed["class"].items()))
-        listed = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs)
+        listed = ",\n".join(json.dumps([name, classes.index(label)], ensure_ascii=False)
+                            for name, label in sorted(placed["class"].items()))
         with whole_file(file) as temporary:
             temporary.write_bytes(f'{{"labels": [\n{listed}\n]}}\n'.encode())
     numbers = ", ".join(f"{name} {number}" for number, name in enumerate(classes))
     left_out = {"not in a class folder": images.index[images["class"] == ""].tolist()}
-    return Summary(_title("label", file, dry_run), _count(placed), _tidy(left_out), [f"Classes: {numbers}."])
+    return _summary("label", file, dry_run, _count(placed), left_out, [f"Classes: {numbers}."])
 
 
 # ---------------------------------------------------------------------------------- who goes to which split
@@ -395,42 +369,47 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
     and a move helps. Fewer than twenty groups, or images of each class, are dealt one by one, the largest
     first, each to the split that lacks most of its classes.
     """
-    labels, groups = np.asarray(list(labels), dtype=str), np.asarray(list(groups), dtype=str)
-    if len(labels) != len(groups):
-        raise ValueError(f"{len(labels)} labels and {len(groups)} groups: expected one of each for an image")
-    n_folds = _folds_of(ratios)
-    rng = np.random.default_rng(seed)
-    _, code = np.unique(labels, return_inverse=True)
-    names, member = np.unique(groups, return_inverse=True)
+    share = np.array(list(_folds_of(ratios).values())) / N_FOLDS
+    _, code = np.unique(list(labels), return_inverse=True)
+    names, member = np.unique(list(groups), return_inverse=True)
     counts = np.zeros((len(names), code.max() + 1))  # images by group and class
     np.add.at(counts, (member, code), 1)
-    share = np.array(list(n_folds.values())) / N_FOLDS
     if min(len(names), counts.sum(0).max()) < N_FOLDS:
-        lack = share[:, None] * counts.sum(0)
-        of_group = np.empty(len(names), dtype=int)
-        for group in np.lexsort((rng.permutation(len(names)), -counts.sum(1))):
-            gain = (lack * counts[group] / counts.sum(0)).sum(1)
-            of_group[group] = int(np.where(share > 0, gain, -np.inf).argmax())
-            lack[of_group[group]] -= counts[group]
-        return [SPLITS[number] for number in of_group[member]]
-    order = np.lexsort((code, member))
-    fold = np.empty(len(labels), dtype=int)
+        of_group = _deal(counts, share, np.random.default_rng(seed))
+    else:
+        of_group = _draw_folds(member, code, share, seed)
+        _move_groups(of_group, counts, share)
+    return [SPLITS[number] for number in of_group[member]]
+
+
+def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give groups one by one, the largest first, to the split that lacks most of their classes."""
+    lack, of_group = share[:, None] * counts.sum(0), np.empty(len(counts), dtype=int)
+    for group in np.lexsort((rng.permutation(len(counts)), -counts.sum(1))):
+        gain = (lack * counts[group] / counts.sum(0)).sum(1)
+        of_group[group] = np.where(share > 0, gain, -np.inf).argmax()
+        lack[of_group[group]] -= counts[group]
+    return of_group
+
+
+def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
+    """Make folds of groups, and give them to the splits in the way that keeps the classes best."""
+    order, fold = np.lexsort((code, member)), np.empty(len(code), dtype=int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
         splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
         for number, (_, test) in enumerate(splitter.split(order, code[order], member[order])):
             fold[order[test]] = number
-    held = np.zeros((N_FOLDS, counts.shape[1]))
+    held = np.zeros((N_FOLDS, code.max() + 1))
     np.add.at(held, (fold, code), 1)
-    seats = np.repeat(np.arange(len(SPLITS)), list(n_folds.values()))
-    ways = rng.permuted(np.tile(seats, (_DRAWS, 1)), axis=1)  # the split of each fold
+    seats = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
+    ways = np.random.default_rng(seed).permuted(np.tile(seats, (_DRAWS, 1)), axis=1)  # the split of each fold
     reached = np.stack([(ways == number) @ held for number in range(len(SPLITS))], 1) / held.sum(0)
     off = np.abs(reached - share[:, None])
     best = ((off - TOLERANCE).clip(0).sum((1, 2)) + off.max((1, 2))).argmin()
-    of_group = np.empty(len(names), dtype=int)
+    of_group = np.empty(member.max() + 1, dtype=int)
     of_group[member] = ways[best][fold]
-    _move_groups(of_group, counts, share)
-    return [SPLITS[number] for number in of_group[member]]
+    return of_group
 
 
 def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> None:
@@ -469,29 +448,27 @@ def _folds_of(ratios: Sequence[float]) -> dict[str, int]:
     return dict(zip(SPLITS, folds.tolist(), strict=True))
 
 
-def _tie(images: pd.DataFrame, near_duplicates: bool, notes: list[str]) -> list[str]:
+def _tie(images: pd.DataFrame, near_duplicates: bool) -> tuple[list[str], list[str]]:
     """Name the group of each image: all that patients, equal images and near duplicates hold together."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the images left out are counted in a note
         batch, kept = read_images(images, duplicates.SIDE, "skip")
-    if len(kept) < len(images):
-        notes.append(f"{len(images) - len(kept)} images cannot be read: kept together by patient only.")
-    number = {name: i for i, name in enumerate(images.index)}
-    rows = [number[name] for name in kept.index]
-    first: dict[str, int] = {}
-    of_patient = [(first.setdefault(f"patient {name}", i), i) for i, name in enumerate(images["patient"])]
+    rows = images.index.get_indexer(kept.index)
+    first: dict[object, int] = {}
+    of_patient = [(first.setdefault(("patient", name), i), i) for i, name in enumerate(images["patient"])]
     exact = [(first.setdefault(sha, row), row) for row, sha in zip(rows, image_hashes(batch), strict=True)]
     pairs = duplicates.find_duplicates(batch) if near_duplicates else []
     near = [(rows[pair.first], rows[pair.second]) for pair in pairs]
-    links = np.array([*of_patient, *exact, *near])
-    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(images), len(images)))
+    a, b = np.array([*of_patient, *exact, *near]).T
+    graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(images), len(images)))
     n_groups, component = connected_components(graph, directed=False)
     looked = f", pairs of near duplicates ({len(near)})" if near_duplicates else "; near ones not looked for"
-    notes += [f"{len(images)} images of {images['patient'].nunique()} patients.",
-              f"Kept together: images of a patient, equal images ({sum(a != b for a, b in exact)}){looked}; "
-              f"{n_groups} groups, the largest of {np.bincount(component).max()} images."]
-    names: dict[int, str] = {}  # images are sorted, so a group bears the name of its first
-    return [names.setdefault(of, name) for of, name in zip(component, images.index, strict=True)]
+    unread = f"{len(images) - len(kept)} images cannot be read: kept together by patient only."
+    notes = [*[unread] * (len(kept) < len(images)),
+             f"{len(images)} images of {images['patient'].nunique()} patients.",
+             f"Kept together: images of a patient, equal images ({sum(a != b for a, b in exact)}){looked}; "
+             f"{n_groups} groups, the largest of {np.bincount(component).max()} images."]
+    return images.index.to_series().groupby(component).transform("first").tolist(), notes
 
 
 def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[str]:
@@ -499,14 +476,14 @@ def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[
     notes = []
     for label in sort_classes(placed["class"]):
         of_class = placed[placed["class"] == label]
-        counts = of_class["split"].value_counts()
-        points = {name: 100 * (counts.get(name, 0) / len(of_class) - share) for name, share in shares.items()}
-        worst = max(points, key=lambda name: abs(points[name]))
+        reached = of_class["split"].value_counts(normalize=True).reindex(list(shares), fill_value=0)
+        points = 100 * (reached - pd.Series(shares))
+        worst = points.abs().idxmax()
         if abs(points[worst]) > 100 * TOLERANCE + 1e-7:
             notes.append(f"{label}: {points[worst]:+.1f} points in {worst} (more than {100 * TOLERANCE:g}); "
                          f"its {len(of_class)} images are in {of_class['group'].nunique()} groups that stay "
                          "whole.")
-        if lacking := [name for name in shares if name not in counts]:
+        if lacking := [name for name in shares if name not in set(of_class["split"])]:
             notes.append(f"{label}: no image in {' and '.join(lacking)}.")
     return notes
 
@@ -514,61 +491,56 @@ def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[
 # ------------------------------------------------------------------------------------- names, tables, files
 
 def _is_class_name(name: str) -> bool:
-    return bool(name) and name.isprintable() and not (
-        _NOT_IN_NAMES & set(name) or name.startswith(".") or canonical_split(name)
-        or name.lower() in ("masks", "images"))
+    return name.isprintable() and not canonical_split(name) and not re.search(
+        r'[/\\:*?"<>|]|^\.|^(masks|images)?$', name.lower())  # some system cannot have these in its names
 
 
-def _classes_of_rows(rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.Series:
-    """Return the class that a table gives each image, "" where it gives none; list the rows of no use."""
+def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
+    """Keep the images that a table names, with the class that it gives; list the rows of no use."""
     absent = rows["file"][rows["image"] == ""]
     said = rows[rows["image"] != ""].drop_duplicates(["image", "class"])
     twice = said["image"].duplicated(keep=False)
+    named = said[~twice].set_index("image")["class"].reindex(images.index)
     left_out["table rows without their image"] = [f"line {line} ({file})" for line, file in absent.items()]
     left_out["in the table twice and differently"] = sorted(set(said["image"][twice]))
-    return said[~twice].set_index("image")["class"]
+    left_out["not in the table, or there with two classes"] = images.index[named.isna()].tolist()
+    return images.assign(**{"class": named.where(named != "", images["class"])})[named.notna()]
+
+
+def _placed(images: pd.DataFrame) -> pd.DataFrame:
+    if not any(images["class"]):
+        root = images.attrs["root"]
+        raise ValueError(f"{root}: no image lies in a class folder; organize the folder first")
+    return images[images["class"] != ""].copy()
 
 
 def _places(images: pd.DataFrame) -> list[str]:
     """Return split/class/name of each image."""
-    return ["/".join(filter(None, (split, label, PurePosixPath(name).name))) for split, label, name
+    return [f"{split}/{label}/{PurePosixPath(name).name}".lstrip("/") for split, label, name
             in zip(images["split"], images["class"], images["source"], strict=True)]
 
 
-def _existing(images: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
-    """Return the images whose file is there, and list the links to nothing."""
+def _existing(images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Return the images whose file is there, and the links to nothing as the first that are left out."""
     there = images["path"].map(os.path.exists)
-    left_out["a link to nothing"] = images.index[~there].tolist()
-    return images[there]
+    gone = images.index[~there].tolist()
+    return images[there].assign(source=images.index[there]), {"a link to nothing": gone}
 
 
-def _other_files(root: Path, images: pd.DataFrame, table: str) -> list[str]:
-    """List the visible files outside `masks` that are no images."""
-    known, others = {*images.index, TABLE}, []
-    for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".") and name.lower() != "masks"]
-        found = (Path(folder, name) for name in files if not name.startswith("."))
-        others += [name for path in found if (name := path.relative_to(root).as_posix()) not in known
-                   and not (table and path.samefile(table))]
-    return sorted(others)
-
-
-def _names_apart(wanted: Sequence[str], sources: Iterable[str]) -> list[str]:
+def _names_apart(wanted: Sequence[str], sources: Iterable[str]) -> pd.Series:
     """Return a path for each image that no other has, on any file system.
 
     All namesakes get the folders of their source as a tag, and where that is not enough a hash of the source,
     so that the result does not depend on an order.
     """
-    names = list(wanted)
+    names = pd.Series(list(wanted), index=pd.Index(sources))
     for level in (1, 2):
-        keys = [unicodedata.normalize("NFC", name).casefold() for name in names]
-        often = Counter(keys)
-        for i, (path, source) in enumerate(zip(wanted, sources, strict=True)):
-            if often[keys[i]] > 1:
-                place, origin = PurePosixPath(path), PurePosixPath(source)
-                tag = "-".join(origin.parts[:-1])[:80] or origin.suffix[1:] or "dicom"
-                tag += f"-{hashlib.blake2b(os.fsencode(source), digest_size=8).hexdigest()}" * (level > 1)
-                names[i] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
+        keys = names.map(lambda name: unicodedata.normalize("NFC", name).casefold())
+        for i in np.flatnonzero(keys.duplicated(keep=False)).tolist():
+            place, origin = PurePosixPath(wanted[i]), PurePosixPath(names.index[i])
+            tag = "-".join(origin.parts[:-1])[:80] or origin.suffix[1:] or "dicom"
+            tag += f"-{hashlib.blake2b(os.fsencode(origin), digest_size=8).hexdigest()}" * (level > 1)
+            names.iloc[i] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
     return names
 
 
@@ -576,35 +548,31 @@ def _count(placed: pd.DataFrame) -> dict[tuple[str, str], int]:
     return dict(Counter(zip(placed["class"], placed["split"], strict=True)))
 
 
-def _tidy(left_out: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    return {reason: names for reason, names in left_out.items() if names}
+def _summary(what: str, output: str | Path, dry_run: bool, counts: dict[tuple[str, str], int],
+             left_out: Mapping[str, list[str]] | None = None, notes: Sequence[str] = ()) -> Summary:
+    title = f"{what} -> {output}" + " (dry run: nothing was written)" * dry_run
+    left = {reason: names for reason, names in (left_out or {}).items() if names}
+    return Summary(title, counts, left, list(notes))
 
 
-def _title(what: str, output: str | Path, dry_run: bool) -> str:
-    return f"{what} -> {output}" + (" (dry run: nothing was written)" if dry_run else "")
-
-
-def _check_places(root: Path, output: str | Path, replace: bool) -> None:
+def _check_output(images: pd.DataFrame, output: str | Path, replace: bool) -> None:
     """Refuse what cannot be written, before any work."""
-    source, target = root.resolve(), Path(output).expanduser().resolve()
+    source, target = Path(images.attrs["root"]).resolve(), Path(output).expanduser().resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"{output}: lies in the input {root}, or the input in it; "
+        raise ValueError(f"{output}: lies in the input {source}, or the input in it; "
                          "expected a folder apart, so that the input stays as it is")
     if target.is_file() or (holds_files(target) and not replace):
         raise FileExistsError(f"{target}: expected a new or empty folder; choose another, or replace this "
                               "one with --replace")
-    if replace and target.exists():
-        _refuse_foreign(target)
+    _refuse_foreign(target)
 
 
 def _refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that holds what no run of this project has written."""
-    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
-    table = target / TABLE
     ours = {TABLE, LABELS}
-    if table.is_file():
-        with suppress(ValueError):  # a table of somebody else's lists nothing of ours
-            ours |= set(pd.read_csv(table, dtype=str, keep_default_na=False, usecols=["file"])["file"])
+    with suppress(OSError, ValueError):  # no table, or one of somebody else that lists nothing of ours
+        ours |= set(pd.read_csv(target / TABLE, dtype=str, keep_default_na=False, usecols=["file"])["file"])
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if strange := sorted(name for name in files - ours if PurePosixPath(name).name not in _SYSTEM_FILES):
         raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {TABLE} does "
                               "not list, so it is not replaced; move them out or choose another folder")
@@ -619,19 +587,13 @@ def _link(source: str, target: Path) -> None:
 
 
 def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None) -> None:
-    image = read_radiograph(source, img_size if fit == "squash" else None, bits)
-    unit = ((image[0] + 1) / 2).numpy()
-    if fit == "crop":
-        side = min(unit.shape)
-        top, left = ((length - side) // 2 for length in unit.shape)
-        unit = unit[top:top + side, left:left + side]
-    if fit != "squash":
-        scale = img_size / max(unit.shape)
-        height, width = (max(1, round(side * scale)) for side in unit.shape)
-        unit = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
-        top, left = (img_size - height) // 2, (img_size - width) // 2
-        unit = np.pad(unit, ((top, img_size - height - top), (left, img_size - width - left)))
-    Image.fromarray((unit * 255).round().astype(np.uint8)).save(target, "PNG")
+    unit = ((read_radiograph(source, img_size if fit == "squash" else None, bits)[0] + 1) / 2).numpy()
+    side = min(unit.shape) if fit == "crop" else max(unit.shape)
+    top, left = (max(0, length - side) // 2 for length in unit.shape)
+    image = Image.fromarray(unit[top:top + side, left:left + side])
+    if fit != "squash":  # an odd bar is wider at the bottom and at the right
+        image = ImageOps.pad(image, (img_size, img_size), Image.Resampling.BILINEAR, centering=(.4999, .4999))
+    Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8)).save(target, "PNG")
 
 
 def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:

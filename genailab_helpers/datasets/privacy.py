@@ -5,20 +5,17 @@ import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
 from genailab_helpers.radiographs import is_dicom
 
-_PERSON_FIELDS = (  # DICOM PS3.15, table E.1-1: those that name people and places
-    "PatientName", "PatientBirthDate", "OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers",
-    "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName", "RequestingPhysician",
-    "NameOfPhysiciansReadingStudy", "PhysiciansOfRecord", "OperatorsName", "InstitutionName",
-    "InstitutionAddress", "ResponsiblePerson")
+# DICOM PS3.15, table E.1-1: those that name people and places
+_PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
+                            "Institution(Name|Address)|.*Physician|ResponsiblePerson")
 _PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
-_TEXT_TAGS = ("ImageDescription", "UserComment", "XPComment", "XPSubject", "XPTitle")
-_TEXT_KEYS = ("author", "description", "comment", "title", "subject")
+_TEXTS = ("imagedescription", "usercomment", "xpcomment", "xpsubject", "xptitle", "author", "description",
+          "comment", "title", "subject")
 _TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital|^name$",
                       re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
@@ -50,75 +47,65 @@ def _given_names() -> frozenset[str]:
     return frozenset(text.split())
 
 
-def dicom_header(path: Path) -> dict[str, str]:
+def _dicom_header(path: Path) -> dict[str, str]:
     """Return the elements of a DICOM header that are not empty; nothing for another file."""
     if not is_dicom(path):
         return {}
     try:
         import pydicom
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            return {name: str(header.get(name)) for name in (*_PERSON_FIELDS, "PatientID", "ViewPosition",
-                                                             "PatientIdentityRemoved") if header.get(name)}
+            return {name: str(header[name].value) for name in header.dir() if header.get(name)}
     except Exception:  # no package or damaged: the check "unreadable" says so
         return {}
 
 
 def _metadata(path: Path) -> dict[str, str]:
     """Return EXIF tags, text chunks and comments of an image file by their names."""
+    def plain(value: object) -> str:
+        text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
+        return text.replace("\0", "").strip()
+
     try:
         with Image.open(path) as image:
             exif = image.getexif()
-            tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-            found = {ExifTags.TAGS.get(tag, ""): _plain(value) for tag, value in tags.items()}
-            return found | {str(key): _plain(value) for key, value in image.info.items()
-                            if isinstance(value, str) or key == "comment"}
+            tags = {ExifTags.TAGS.get(tag, ""): value
+                    for tag, value in {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}.items()}
+            tags |= {str(key): value for key, value in image.info.items()
+                     if isinstance(value, str) or key == "comment"}
+            return {name: plain(value) for name, value in tags.items()}
     except Exception:  # the check "unreadable" says so
         return {}
 
 
-def _plain(value: object) -> str:
-    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
-    return text.replace("\0", "").strip()
+def shows_lateral(path: Path) -> bool:
+    """Tell whether name or DICOM header call an image lateral."""
+    return bool(re.search(r"(?<![a-z])lat(eral)?(?![a-z])", path.stem.lower())) or (
+        _dicom_header(path).get("ViewPosition", "").upper() in ("LL", "RL", "LLO", "RLO", "LATERAL"))
 
 
-class Traces(NamedTuple):
-    """What the header of an image says about people: names of fields, never their content.
+def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
+    """Say what the header of an image says about people: names of fields, never their content.
 
-    Attributes
-    ----------
-    personal : tuple of str
-        Fields that name or identify somebody.
-    texts : tuple of str
-        Fields of free text in which nothing telling was recognised.
-    numbered : bool
-        Whether there is a patient number, which may be a pseudonym.
+    Reads DICOM elements, EXIF tags, text chunks and comments; of a damaged file, none. Returns the fields
+    that name or identify somebody, those of free text in which nothing telling was recognised, and whether
+    there is a patient number, which may be a pseudonym.
     """
-
-    personal: tuple[str, ...]
-    texts: tuple[str, ...]
-    numbered: bool
-
-
-def find_traces(path: Path, header: dict[str, str]) -> Traces:
-    """Read DICOM elements, EXIF tags, text chunks and comments of one image; of a damaged file, none."""
+    header, personal, texts = _dicom_header(path), [], []
     removed = header.get("PatientIdentityRemoved") == "YES"
-    personal, texts = [], []
-    for name in () if removed else _PERSON_FIELDS:
-        value = header.get(name, "")
-        telling = re.search(r"[^\W\d_]{2}", value) or (name == "PatientBirthDate" and value)
-        if telling and not _ANONYMOUS.search(value):
+    for name, value in {} if removed else header.items():
+        telling = re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate"
+        if _PERSON_FIELDS.match(name) and telling and not _ANONYMOUS.search(value):
             personal.append(f"DICOM {name}")
     for name, text in {} if header else _metadata(path).items():
-        free = name in _TEXT_TAGS or name.lower() in _TEXT_KEYS
+        free = name.lower() in _TEXTS
         if text and (name in _PERSON_TAGS or _TELLING.search(name) or (
                 free and (names_somebody(text) or _TELLING.search(text)))):
             personal.append(name)
         elif free and text:
             texts.append(name)
-    return Traces(tuple(personal), tuple(texts), "PatientID" in header and not removed)
+    return personal, texts, "PatientID" in header and not removed
 
 
 def person_columns(table: Path) -> list[str]:

@@ -5,7 +5,6 @@ Run as a script, this file writes the cards into data/README.md.
 
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,13 +12,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 
-from genailab_helpers.commands import app, main
-from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, command, download
-from genailab_helpers.datasets.index import index_images
-from genailab_helpers.datasets.names import FINDINGS, GRADES, PRESETS, sort_classes
+from genailab_helpers.commands import main
+from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, download
+from genailab_helpers.datasets.names import FINDINGS, GRADES
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
 README = Path(__file__).resolve().parents[2] / "data" / "README.md"
@@ -102,30 +99,6 @@ def test_every_card_is_complete():
     assert set(DOWNLOADS) <= CARDS.keys()
 
 
-def test_presets_have_the_classes_of_their_cards_in_order():
-    for name, classes in PRESETS.items():
-        assert list(classes) == sort_classes(CARDS[name]["meanings"])
-
-
-def test_counts_agree_with_each_other():
-    chest, small, covid = (CARDS[name]["counts"] for name in ("chest", "pneumoniamnist", "covid"))
-    for name in PRESETS["chest"]:  # PneumoniaMNIST split train and val of the same images anew
-        assert small["train"][name] + small["val"][name] == chest["train"][name] + chest["val"][name]
-        assert small["test"][name] == chest["test"][name]
-    assert covid["all"]["Normal"] == 8851 + 1341  # its two sources, from the README of the set
-    assert sum(covid["all"].values()) == 21165
-    knee = {split: sum(grades.values()) for split, grades in CARDS["knee_kl"]["counts"].items()}
-    assert knee == {"train": 5778, "val": 826, "test": 1656}  # Chen 2018, Mendeley Data
-    assert sum(CARDS["spine_ap"]["counts"]["all"].values()) == 481  # training part of AASCE 2019
-
-
-def test_spine_sources_say_what_they_really_are():
-    assert "MRI" in CARDS["lsdc"]["modality"]
-    assert CARDS["rsna_cervical"]["modality"].startswith("CT")
-    assert "no spine images" in CARDS["nih_chestxray14"]["what"]
-    assert "CT" in CARDS["spineweb"]["modality"]
-
-
 def test_cards_shows_one_or_all():
     text = cards("covid")
     assert text.startswith("### `covid`")
@@ -135,29 +108,6 @@ def test_cards_shows_one_or_all():
         assert f"| `{name}` |" in cards()
     with pytest.raises(ValueError, match=r"lungs: no card of that name; expected one of chest, covid"):
         cards("lungs")
-
-
-def test_commands_of_cards_can_be_copied():
-    assert command("chest") == "genailab data download chest --output raw_data"
-    assert f"1. `{command('knee_kl')}`\n" in cards("knee_kl")
-    assert command("spine") == ""
-    for line in cards().splitlines():
-        assert line.count("`") % 2 == 0, f"a command is broken over lines: {line}"
-
-
-def test_code_in_cards_runs(tmp_path, monkeypatch):
-    """What a card calls in Python is called so."""
-    calls = re.findall(r"`(genailab_helpers\.[\w.]+)\((.*?)\)`", cards())
-    assert calls
-    chests = render_chests(sample_chests(40, seed=0), img_size=32).images[:, 0]
-    for number, image in enumerate((chests + 1).mul(127.5).round().to(torch.uint8).numpy()):
-        folder = tmp_path / "raw_data" / ("Normal", "COVID")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
-    for name, arguments in calls:
-        names = {"index_images": index_images}
-        exec(f"import {name.rpartition('.')[0]}\n{name}({arguments})", names)
 
 
 def test_readme_holds_the_cards():
@@ -185,25 +135,6 @@ def test_chest_is_copied_once_and_counted(chest, tmp_path):
     assert "warning" not in message
 
 
-def test_the_source_is_only_read(chest, tmp_path):
-    before = files_in(chest.folder)
-    download("chest", tmp_path / "out")
-    copied = tmp_path / "out" / "train" / "NORMAL" / "IM-0001-0001.jpeg"
-    copied.write_bytes(b"changed")
-    assert files_in(chest.folder) == before
-    assert (chest.folder / "chest_xray" / "train" / "NORMAL" / copied.name).read_bytes() != b"changed"
-
-
-def test_other_counts_than_the_card_are_reported(chest, tmp_path, monkeypatch):
-    expected = {"train": {"Normal": 2, "Pneumonia": 3}, "val": {"Normal": 8}, "test": {}}
-    set_counts(monkeypatch, "chest", expected)
-    message = download("chest", tmp_path / "out")
-    assert sorted(line for line in message.splitlines() if line.startswith("warning")) == [
-        "warning: test Normal: 1 images, the card says 0",
-        "warning: train Pneumonia: 1 images, the card says 3",
-        "warning: val Normal: 0 images, the card says 8"]
-
-
 def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, tmp_path, monkeypatch):
     set_counts(monkeypatch, "covid", {"all": {"Normal": 1, "COVID": 2}})
     root = kaggle.folder / "COVID-19_Radiography_Dataset"
@@ -217,36 +148,11 @@ def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, tmp_path, mo
     assert {"COVID/masks/COVID-1.png", "README.md.txt"} <= set(files_in(tmp_path / "out"))
 
 
-def test_any_kaggle_set_can_be_fetched(kaggle, tmp_path):
-    put_images(kaggle.folder / "sick", "a.png")
-    put_images(kaggle.folder / "well", "b.png", "c.png")
-    message = download(kaggle="some-one/spine.set", output=tmp_path / "out")
-    assert kaggle.asked == ["some-one/spine.set"]
-    assert files_in(tmp_path / "out") == ["sick/a.png", "well/b.png", "well/c.png"]
-    assert said_counts(message)[2:] == ["sick 1", "well 2"]
-    assert "warning" not in message
-
-
-def test_the_handle_of_a_known_set_is_checked_against_its_card(chest, tmp_path, monkeypatch):
-    set_counts(monkeypatch, "chest", {"train": {"Normal": 7}})
-    message = download(kaggle=CARDS["chest"]["kaggle"], output=tmp_path / "out")
-    assert "warning: train Normal: 2 images, the card says 7" in message
-    assert not (tmp_path / "out" / "chest_xray").exists()
-
-
 @pytest.mark.parametrize("handle", ["spine", "../spine", "owner/..", "https://kaggle.com/a", "a/b/c", "/etc"])
 def test_what_is_no_handle_is_refused(kaggle, tmp_path, handle):
     with pytest.raises(ValueError, match="expected the handle of a Kaggle set, owner/name"):
         download(kaggle=handle, output=tmp_path / "out")
     assert kaggle.asked == []
-
-
-def test_a_full_target_is_refused_before_anything_is_fetched(chest, tmp_path):
-    put_images(tmp_path / "out", "mine.png")
-    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
-        download("chest", tmp_path / "out")
-    assert chest.asked == []
-    assert files_in(tmp_path / "out") == ["mine.png"]
 
 
 def test_a_failing_network_gives_one_line_with_the_way_by_hand(chest, tmp_path):
@@ -272,43 +178,11 @@ def test_a_missing_extra_gives_one_line(tmp_path, monkeypatch, name, module):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_copy_leaves_nothing(chest, tmp_path, monkeypatch):
-    written = []
-
-    def fails_at_the_third(source, target, **options):
-        written.append(target)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        return real(source, target, **options)
-
-    real = shutil.copyfile
-    monkeypatch.setattr(shutil, "copyfile", fails_at_the_third)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        download("chest", tmp_path / "out")
-    assert len(written) == 3
-    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
-
-
-def test_what_holds_no_radiographs_is_said(kaggle, tmp_path):
-    kaggle.folder.mkdir()
-    (kaggle.folder / "train.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"no radiographs among 1 files \(1 \.csv\)"):
-        download(kaggle="owner/table", output=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", sorted(CARDS.keys() - set(DOWNLOADS)))
 def test_what_nobody_serves_comes_with_its_steps(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{name}: has to be fetched by hand, from http") as caught:
         download(name, tmp_path / "out")
     assert all(step in str(caught.value) for step in CARDS[name]["access"])
-
-
-@pytest.mark.parametrize("arguments", [{}, {"name": "chest", "kaggle": "owner/set"}])
-def test_one_set_at_a_time(arguments):
-    with pytest.raises(ValueError, match=r"expected either a name .* or the handle"):
-        download(**arguments)
 
 
 class FakePneumoniaMNIST:
@@ -342,13 +216,6 @@ def test_pneumoniamnist_becomes_folders_of_images(medmnist, tmp_path):
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("L", (128, 128), 2)
 
 
-def test_pneumoniamnist_without_network(medmnist, tmp_path, monkeypatch):
-    monkeypatch.setattr(FakePneumoniaMNIST, "error", RuntimeError("Something went wrong when downloading!"))
-    with pytest.raises(OSError, match=r"put pneumoniamnist_128\.npz from https://zenodo\.org/rec\S+ into"):
-        download("pneumoniamnist", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 # The page
 
 
@@ -378,18 +245,6 @@ def test_quick_start_runs_as_written(tmp_path, monkeypatch, capsys):
     assert len(images) == 70
     assert {name.split("/")[0] for name in images} == {"train", "val", "test"}
     assert {name.split("/")[1] for name in images} == set(GRADES)
-
-
-def test_commands_on_the_page_exist():
-    """Every `genailab data ...` of the page and the cards names a command and options that there are."""
-    known = typer.main.get_command(app).commands["data"].commands
-    text = README.read_text(encoding="utf-8")
-    mentioned = re.findall(r"genailab data (\w+)([^`\n]*)", text)
-    assert len(mentioned) > 10
-    for name, rest in mentioned:
-        assert name in known, name
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[\w-]+", rest)) <= options, f"genailab data {name}{rest}"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Data sets of images: what an item is, and that the cache is right whatever happens to it."""
 
 import os
-import pickle
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-import warnings
 from collections.abc import Iterable
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -24,7 +21,6 @@ from torch.utils.data import DataLoader
 from genailab_helpers.datasets import folders
 from genailab_helpers.datasets.folders import RadiographFolder, read_images
 from genailab_helpers.datasets.index import index_images
-from genailab_helpers.datasets.names import GRADES
 from genailab_helpers.radiographs import UnreadableRadiographError, read_radiograph
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and file modes of POSIX")
@@ -68,11 +64,6 @@ def make_set(root: Path, n_images: int) -> Path:
     return make_tree(root, {"a": [f"{number:03d}.png" for number in range(n_images)]})
 
 
-def cache_file(own_cache: Path) -> Path:
-    file, = own_cache.rglob("*.u8")
-    return file
-
-
 def stack(items: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
     return torch.stack([image for image, _ in items])
 
@@ -105,36 +96,6 @@ def test_the_conventions_of_torchvision(tmp_path):
     assert labels.tolist() == [0, 1, 1]
 
 
-def test_part_of_a_table_keeps_the_numbers_of_its_classes(tmp_path):
-    table = index_images(make_tree(tmp_path / "set", {"NORMAL": ["1.png"], "COVID": ["2.png", "3.png"]}))
-    part = RadiographFolder(table[table["class"] == "COVID"], 32)
-    assert part.classes == ["Normal", "COVID"]
-    assert part.targets == [1, 1]
-    assert_right(part)
-
-
-def test_two_names_of_one_class_are_one_class(tmp_path):
-    images = RadiographFolder(make_tree(tmp_path / "set", {
-        "No_findings": ["1.png"], "COVID": ["2.png"], "normal": ["3.png"]}), 32)
-    assert images.classes == ["Normal", "COVID"]
-    assert [(Path(path).parent.name, label) for path, label in images.samples] == [
-        ("No_findings", 0), ("normal", 0), ("COVID", 1)]
-
-
-def test_a_grade_is_its_label_even_where_grades_are_missing(tmp_path):
-    images = RadiographFolder(make_tree(tmp_path / "set", {"grade 1": ["1.png"], "grade_4": ["2.png"]}), 32)
-    assert images.classes == list(GRADES)
-    assert images.targets == [1, 4]
-
-
-def test_one_class_folder(tmp_path, monkeypatch):
-    root = make_tree(tmp_path / "set", {"NORMAL": ["1.png"], "COVID/images": ["2.png"]})
-    for one, name in (("NORMAL", "Normal"), ("COVID", "COVID"), ("COVID/images", "COVID")):
-        assert RadiographFolder(root / one, 32).classes == [name]
-    monkeypatch.chdir(root / "NORMAL")
-    assert RadiographFolder(".", 32).classes == ["Normal"]
-
-
 def test_roots_that_are_no_class_folders(tmp_path):
     root = make_tree(tmp_path / "set", {"train/NORMAL": ["1.png"], "Test/NORMAL": ["2.png"]})
     with pytest.raises(ValueError, match="set: holds the splits test, train; expected classes"):
@@ -144,13 +105,6 @@ def test_roots_that_are_no_class_folders(tmp_path):
         RadiographFolder(root, 32)
 
 
-def test_an_item_may_be_changed_without_changing_the_cache(tmp_path):
-    images = RadiographFolder(make_set(tmp_path / "set", 1), 32)
-    before = images[0][0].clone()
-    images[0][0].zero_()
-    assert torch.equal(images[0][0], before)
-
-
 @pytest.mark.parametrize("start", [way for way in ("fork", "spawn") if way in get_all_start_methods()])
 def test_worker_processes_give_the_same_images(tmp_path, start):
     images = RadiographFolder(make_set(tmp_path / "set", 12), 32)
@@ -158,22 +112,7 @@ def test_worker_processes_give_the_same_images(tmp_path, start):
     assert torch.equal(torch.cat([batch for batch, _ in loader]), stack(images))
 
 
-def test_workers_get_names_and_not_pixels(tmp_path):
-    images = RadiographFolder(make_set(tmp_path / "set", 4), 512)
-    list(images)
-    assert len(pickle.dumps(images)) < 512 * 512
-
-
 # ---------------------------------------------------------------- what cannot be read
-
-def test_a_batch_is_in_the_order_given(tmp_path):
-    table = index_images(make_set(tmp_path / "set", 5)).iloc[[3, 0, 4]]
-    batch, kept = read_images(table, 32)
-    assert kept["path"].tolist() == table["path"].tolist()
-    assert batch.shape == (3, 1, 32, 32)
-    for image, path in zip(batch, table["path"], strict=True):
-        assert (image - read_radiograph(path, 32)).abs().max() <= 1 / 255 + 1e-6
-
 
 def test_a_bad_image_stops_or_is_left_out(tmp_path, decoded):
     paths = [make_image(tmp_path / "set" / f"{name}.png", seed) for seed, name in enumerate("abcd")]
@@ -244,30 +183,6 @@ def test_images_of_one_set_are_on_one_scale(tmp_path):
     assert_right(RadiographFolder(tmp_path / "set", 32), bit_depth=15)
 
 
-def test_parts_of_one_set_are_on_one_scale(tmp_path):
-    table = index_images(make_deep(tmp_path / "set", 1023, 4095))
-    dark, bright = RadiographFolder(table.iloc[:1], 32), RadiographFolder(table.iloc[1:], 32)
-    assert dark[0][0].max() == pytest.approx(2 * 1023 / 4095 - 1, abs=1 / 255)
-    assert bright[0][0].max() == 1
-
-
-def test_files_that_say_their_bits_or_have_eight_need_no_depth(tmp_path):
-    root = make_set(tmp_path / "set", 1)
-    Image.fromarray(np.linspace(0, 1.02, 32 * 32, dtype=np.float32).reshape(32, 32)).save(root / "unit.tif")
-    (root / "bad.png").write_bytes(b"")
-    assert index_images(root).attrs["bit_depth"].bits is None
-
-
-def test_what_no_detector_delivers_is_stretched_alone(tmp_path):
-    """Values above 16 bits in one file say nothing about the bits of the others."""
-    root = make_deep(tmp_path / "set", 4095)
-    ramp = np.linspace(0, 1e5, 32 * 32, dtype=np.float32).reshape(32, 32)
-    Image.fromarray(ramp).save(root / "a" / "large.tif")
-    images = RadiographFolder(root, 32)
-    assert images.bit_depth == 12
-    assert images[0][0].max() == images[1][0].max() == 1
-
-
 # ---------------------------------------------------------------- the cache
 
 def test_a_set_seen_before_is_opened_without_opening_an_image(tmp_path, monkeypatch):
@@ -320,157 +235,66 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, decoded):
     assert decoded == []
 
 
-def test_parts_of_one_table_and_the_whole_share_the_cache(tmp_path, decoded):
-    table = index_images(make_set(tmp_path / "set", 6))
-    train, val = RadiographFolder(table.iloc[:4], 32), RadiographFolder(table.iloc[4:], 32)
-    whole = RadiographFolder(table, 32)
-    assert len(decoded) == 6
-    for images in (train, val, whole):  # none of them loses its pixels to the next
-        assert_right(images)
-    assert len(decoded) == 6
-
-
-def test_a_set_is_one_however_its_folder_is_written(tmp_path, decoded, monkeypatch):
-    root = make_set(tmp_path / "set", 3)
-    RadiographFolder(root, 32)
-    monkeypatch.chdir(tmp_path)
-    assert_right(RadiographFolder("set", 32))
-    assert len(decoded) == 3
-
-
 @posix
 def test_pixels_of_patients_are_for_their_owner_alone(tmp_path, own_cache):
-    RadiographFolder(make_set(tmp_path / "set", 1), 32)
-    make_image(tmp_path / "set" / "a" / "new.png")
-    RadiographFolder(tmp_path / "set", 32)
-    assert stat.S_IMODE(cache_file(own_cache).stat().st_mode) == 0o600
+    RadiographFolder(make_set(tmp_path / "set", 2), 32)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in own_cache.rglob("*.u8")} == {0o600}
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache, own_cache / "images")} == {0o700}
-
-
-def test_a_damaged_row_is_decoded_again_and_mended(tmp_path, own_cache, decoded):
-    root = make_set(tmp_path / "set", 4)
-    RadiographFolder(root, 32)
-    content = bytearray(cache_file(own_cache).read_bytes())
-    content[-2 * 32 * 32 + 5] ^= 1  # a pixel of the third of four images
-    cache_file(own_cache).write_bytes(content)
-    decoded.clear()
-    assert_right(RadiographFolder(root, 32))
-    assert decoded == ["002.png"]
-    assert_right(RadiographFolder(root, 32))
-    assert decoded == ["002.png"]
 
 
 @pytest.mark.parametrize("damage", [
     lambda file: file.write_bytes(file.read_bytes()[:-1]), lambda file: file.write_bytes(b""), Path.unlink,
-    lambda file: shutil.rmtree(file.parent)], ids=["cut short", "empty", "deleted", "folder deleted"])
-def test_a_cache_cut_short_or_deleted_is_made_again(tmp_path, own_cache, decoded, damage):
-    root = make_set(tmp_path / "set", 4)
-    RadiographFolder(root, 32)
-    damage(cache_file(own_cache))
-    assert_right(RadiographFolder(root, 32))
+    lambda file: file.write_bytes(b"\1" + file.read_bytes()[1:]), lambda file: shutil.rmtree(file.parent)],
+    ids=["cut short", "empty", "deleted", "another pixel", "folder deleted"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_damaged_or_deleted_pixels_are_decoded_again_and_mended(tmp_path, own_cache, decoded, damage, opened):
+    images = RadiographFolder(make_set(tmp_path / "set", 4), 32)
+    for file in sorted(own_cache.rglob("*.u8")):
+        if file.exists():
+            damage(file)
+    assert_right(images if opened else RadiographFolder(tmp_path / "set", 32))
     decoded.clear()
-    assert_right(RadiographFolder(root, 32))
+    assert_right(RadiographFolder(tmp_path / "set", 32))
     assert decoded == []
 
 
-def test_a_cache_that_is_emptied_meanwhile_is_done_without(tmp_path, own_cache):
-    images = RadiographFolder(make_set(tmp_path / "set", 2), 16)
-    before, file = stack(images), cache_file(own_cache)
-    for empty in (lambda: file.write_bytes(b"short"), file.unlink):
-        empty()
-        assert torch.equal(stack(images), before)
-
-
-def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch, decoded):
-    root = make_set(tmp_path / "set", 150)
-    counted = folders.read_radiograph
-
-    def stop_at_100(path: str, *arguments: int) -> torch.Tensor:
-        if Path(path).name == "100.png":
-            raise KeyboardInterrupt
-        return counted(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folders, "read_radiograph", stop_at_100)
-        with pytest.raises(KeyboardInterrupt):
-            RadiographFolder(root, 16)
-    decoded.clear()
-    images = RadiographFolder(root, 16)
-    assert sorted(decoded) == [f"{number}.png" for number in range(100, 150)]
-    assert_right(images)
-
-
 FILL = """
-    import os, sys
+    import os, signal, sys
     from genailab_helpers.datasets import folders
     from genailab_helpers.radiographs import read_radiograph
-    def read(*arguments):
-        os.write(1, b"decoding\\n")  # in one piece, whichever thread
-        return read_radiograph(*arguments)
+    def read(path, *arguments):
+        if path.endswith(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_radiograph(path, *arguments)
     folders.read_radiograph = read
     images = folders.RadiographFolder(sys.argv[1], 16)
     print("sum", sum(image.double().sum().item() for image, _ in images))
 """
 
 
-def fill(root: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(FILL), str(root)], text=True,
+def fill(root: Path, killed_at: str = "never") -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(FILL), str(root), killed_at], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @posix
 def test_a_kill_while_the_cache_is_filled_keeps_what_was_whole(tmp_path, decoded):
-    root = make_set(tmp_path / "set", 400)
-    process = fill(root)
-    assert process.stdout is not None
-    for _ in range(330):
-        assert process.stdout.readline() == "decoding\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    root = make_set(tmp_path / "set", 200)
+    assert fill(root, "190.png").wait() == -signal.SIGKILL
     images = RadiographFolder(root, 16)
-    assert len(decoded) < 400 - 250  # some that are decoded ahead are lost
+    assert len(decoded) < 60  # a few that were decoded ahead are lost
     assert_right(images)
 
 
 def test_two_processes_may_fill_the_cache_at_once(tmp_path, own_cache, decoded):
-    root = make_set(tmp_path / "set", 300)
+    root = make_set(tmp_path / "set", 100)
     both = [fill(root), fill(root)]
     said = [process.communicate() for process in both]
     assert [errors for _, errors in said] == ["", ""]
     images = RadiographFolder(root, 16)
     assert decoded == []
-    assert_right(images)
-    assert [out.splitlines()[-1] for out, _ in said] == [f"sum {stack(images).double().sum().item()}"] * 2
+    assert [out for out, _ in said] == [f"sum {stack(images).double().sum().item()}\n"] * 2
     assert not list(own_cache.rglob(".*"))
-
-
-def test_images_are_decoded_by_several_threads_in_the_order_of_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    root = make_set(tmp_path / "set", 40)
-    together = threading.Barrier(4)  # opens when four images are being decoded
-
-    def read(*arguments: int) -> torch.Tensor:
-        together.wait(timeout=30)
-        return read_radiograph(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folders, "read_radiograph", read)
-        images = RadiographFolder(root, 16)
-    assert_right(images)
-
-
-def test_reading_in_threads_leaves_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    root, really_open = make_set(tmp_path / "set", 40), Image.open
-
-    def slow_open(path: Path, *arguments: object, **options: object) -> Image.Image:
-        time.sleep(0.001 * (int(Path(path).stem) % 5))  # the first to come is not the last to go
-        return really_open(path, *arguments, **options)
-
-    monkeypatch.setattr(Image, "open", slow_open)
-    before = list(warnings.filters)
-    RadiographFolder(root, 16)
-    assert warnings.filters == before
 
 
 def test_a_large_cache_is_announced_and_refused_before_it_starts(tmp_path, decoded, monkeypatch, capsys):
@@ -488,47 +312,4 @@ def test_a_large_cache_is_announced_and_refused_before_it_starts(tmp_path, decod
         assert bool(announced) == bool(said)
 
 
-@posix
-def test_a_disk_without_room_for_the_cache_is_one_clear_error(tmp_path, own_cache):
-    root = make_set(tmp_path / "set", 30)
-    code = """
-        import resource, signal, sys
-        from genailab_helpers.datasets.folders import RadiographFolder
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try:
-            RadiographFolder(sys.argv[1], 64)
-        except OSError as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(root)],
-                          capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert "no room to write" in done.stdout
-    assert str(own_cache) in done.stdout
-    assert not list(own_cache.rglob("*.u8"))
-
-
 # ---------------------------------------------------------------- real images
-
-@pytest.mark.parametrize(("folder", "classes", "counts"), [
-    ("covid_1125", ["Normal", "Pneumonia", "COVID"], [500, 500, 124]),
-    ("COVID-19_Radiography_Dataset", ["Normal", "COVID", "Lung_Opacity", "Viral Pneumonia"],
-     [39, 31, 32, 22]),
-    ("knee_kl/val", list(GRADES), [60, 60, 60, 50, 14])])
-def test_real_sets_have_the_counts_of_their_card(real_data, folder, classes, counts):
-    if not (real_data / folder).is_dir():
-        pytest.skip(f"{real_data} has no {folder}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        images = RadiographFolder(real_data / folder, 32)
-    assert images.classes == classes
-    assert np.bincount(images.targets).tolist() == counts
-
-
-def test_hard_inputs_are_listed_and_the_bad_ones_left_out(real_data):
-    if not (real_data / "hard_inputs").is_dir():
-        pytest.skip(f"{real_data} has no hard_inputs")
-    with pytest.warns(UserWarning, match="10 of 30 images cannot be read"):  # not .DS_Store, nor ._ files
-        images = RadiographFolder(real_data / "hard_inputs", 32, on_unreadable="skip")
-    assert len(images) == 20

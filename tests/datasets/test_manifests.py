@@ -43,9 +43,3 @@ def test_an_image_of_another_part_is_a_leak() -> None:
         check_manifest(image_hashes(torch.cat([train, test[:2]])), train, val=val, test=test)
     with pytest.raises(ValueError, match="val: the generator has seen 1 of its 4 images"):
         check_manifest(image_hashes(torch.cat([train, val[-1:]])), torch.cat([train, val[-1:]]), val=val)
-
-
-def test_an_image_of_nowhere_is_named_too() -> None:
-    train = noise(5, 1)
-    with pytest.raises(ValueError, match="1 of 6 images are none of the training"):
-        check_manifest(image_hashes(torch.cat([train, noise(1, 9)])), train, test=noise(3, 2))

@@ -3,7 +3,6 @@
 import pytest
 
 from genailab_helpers.datasets.names import (
-    FINDINGS,
     GRADE_NAMES,
     GRADES,
     canonical_class,
@@ -41,11 +40,6 @@ def test_numbers_and_words_are_grades_where_that_is_known(alias, grade):
 def test_only_names_of_all_five_grades_tell_what_a_number_is(names, classes):
     assert canonical_classes(names) == dict(zip(names, classes, strict=True))
     assert canonical_classes(names, graded=True)[names[0]] == "grade_0"
-
-
-def test_canonical_names_are_their_own_aliases():
-    for name in (*GRADES, *FINDINGS):
-        assert canonical_class(name) == name
 
 
 def test_classes_are_ordered_by_grade_then_finding_then_alphabet():

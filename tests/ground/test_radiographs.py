@@ -16,14 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 import genailab_helpers  # noqa: F401  (before torchvision)
 from genailab_helpers.radiographs import (
     UnreadableRadiographError,
     check_img_size,
     inspect_radiograph,
-    is_dicom,
     read_radiograph,
 )
 
@@ -68,14 +67,6 @@ def grey_palette() -> Image.Image:
     return image
 
 
-def as_lab() -> Image.Image:
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    to_lab = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
-    image = ImageCms.applyTransform(GREY.convert("RGB"), to_lab)
-    assert image is not None
-    return image
-
-
 LOSSLESS = {
     "grey.png": GREY, "grey.bmp": GREY, "grey.tif": GREY, "grey.tiff": GREY,
     "rgb.png": GREY.convert("RGB"), "rgba.png": GREY.convert("RGBA"), "la.png": GREY.convert("LA"),
@@ -87,16 +78,6 @@ LOSSLESS = {
 def test_lossless_files_are_read_to_the_bit(tmp_path, name):
     LOSSLESS[name].save(tmp_path / name)
     assert_read(tmp_path / name, bytes_of(pattern()) / 255)
-
-
-@pytest.mark.parametrize(("name", "image", "tolerance"), [
-    ("grey.jpg", GREY, 0.03), ("rgb.jpeg", GREY.convert("RGB"), 0.03),
-    ("grey.webp", GREY.convert("RGB"), 0.05), ("cmyk.jpg", cmyk_with_black_ink_only(), 0.05),
-    ("lab.tif", as_lab(), 0.03)])
-def test_lossy_files_are_read_nearly(tmp_path, name, image, tolerance):
-    image.save(tmp_path / name, **({} if name.endswith("tif") else {"quality": 95}))
-    read = read_radiograph(tmp_path / name)
-    assert (read - expected(pattern())).abs().max() < tolerance
 
 
 def test_colours_become_luma(tmp_path):
@@ -117,11 +98,6 @@ def test_transparent_pixels_lie_on_black(tmp_path):
     keyed = bytes_of(pattern())
     keyed[keyed == 255] = 0
     assert_read(tmp_path / "keyed.png", keyed / 255)
-
-
-def test_one_bit_is_black_and_white(tmp_path):
-    Image.fromarray(pattern() > 0.5).save(tmp_path / "mask.png")
-    assert_read(tmp_path / "mask.png", (pattern() > 0.5) * 1.0)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -203,12 +179,6 @@ def test_floats_and_32_bit_integers(tmp_path, pixels, unit):
     assert_read(tmp_path / "image.tif", unit)
 
 
-def test_all_black_is_an_image(tmp_path):
-    for dtype in (np.uint8, np.uint16, np.float32):
-        Image.fromarray(np.zeros((20, 30), dtype)).save(tmp_path / "black.tif")
-        assert torch.equal(read_radiograph(tmp_path / "black.tif"), torch.full((1, 20, 30), -1.0))
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
@@ -237,15 +207,6 @@ def test_resizing_is_that_of_torchvision(tmp_path):
     assert (ours - expected(theirs)).abs().max() <= 2 * (2 / 255) / 2 + 1e-6
 
 
-def test_resizing_is_antialiased_and_deep_images_stay_deep(tmp_path):
-    stripes = np.zeros((320, 320), np.uint16)
-    stripes[:, ::2] = 65535
-    Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    read = read_radiograph(tmp_path / "stripes.png", 16)
-    assert read.shape == (1, 16, 16)
-    assert read[:, :, 1:-1].abs().max() < 0.02  # the mean of black and white
-
-
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_large_jpegs_in_draft_mode_differ_little_from_a_full_decode(tmp_path, orientation):
     """1,306 px are no multiple of 8: the padding of the last block must not shift the image."""
@@ -259,17 +220,6 @@ def test_large_jpegs_in_draft_mode_differ_little_from_a_full_decode(tmp_path, or
         difference = (read_radiograph(tmp_path / "big.jpg", img_size)[0] - slow).abs()
         assert difference.mean() < 0.002
         assert difference.max() < 0.03
-
-
-def test_draft_mode_decodes_a_fraction_at_least_twice_the_size(tmp_path, monkeypatch):
-    Image.fromarray(bytes_of(pattern(1600, 1600))).convert("RGB").save(tmp_path / "big.jpg")
-    decoded = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize",
-                        lambda self, *args: decoded.append(self.size) or resize(self, *args))
-    for img_size in (64, 128, 300, 500, 900):
-        read_radiograph(tmp_path / "big.jpg", img_size)
-    assert decoded == [(200, 200), (400, 400), (800, 800), (1600, 1600), (1600, 1600)]
 
 
 @pytest.mark.parametrize("img_size", [0, -1, 15, 3.5, 64.0, True, "64", [64]])
@@ -346,26 +296,6 @@ def test_dicom_table_comes_before_the_window(tmp_path):
                       WindowCenter=5, WindowWidth=3)
     unit = (4095 - 16.0 * bytes_of(pattern())) / 4095
     assert_read(path, unit)
-
-
-def test_dicom_is_told_from_its_mark_and_resized(tmp_path):
-    path = save_dicom(tmp_path / "named.png", TWELVE, BitsStored=12)
-    assert is_dicom(path)
-    assert read_radiograph(path, 32).shape == (1, 32, 32)
-    GREY.save(tmp_path / "image.dcm", format="PNG")
-    assert not is_dicom(tmp_path / "image.dcm")
-    assert read_radiograph(tmp_path / "image.dcm").shape == (1, HEIGHT, WIDTH)
-
-
-def test_jpeg_2000_in_dicom(tmp_path):
-    pytest.importorskip("openjpeg", reason='JPEG 2000 needs pip install "genailab-helpers[dicom]"')
-    pydicom = pytest.importorskip("pydicom")
-    path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
-    compressed = pydicom.dcmread(path)
-    compressed.compress(pydicom.uid.JPEG2000Lossless)
-    compressed.save_as(path)
-    assert compressed.file_meta.TransferSyntaxUID.is_compressed
-    assert_read(path, 1 - TWELVE / 4095)
 
 
 @pytest.mark.parametrize(("pixels", "tags", "reason"), [
@@ -537,36 +467,20 @@ def test_damaged_bytes_give_an_image_or_the_one_error(tmp_path_factory, cut, mak
 
 # ---------------------------------------------------------------- real odd files
 
-MACOS, TORN, SMALL = "a system file of macOS", "damaged or incomplete", "at least 16 px a side"
-HARD_INPUTS = {  # shape of the image, or the reason why it is none
-    ".DS_Store": MACOS, "._01-July-2019-1.jpg": MACOS,
-    "5.dcm": (1970, 1625),  # DX, 8 bit
-    "COVID-120.png": (299, 299),
-    "CR_CSPINE_6154_noext": (16, 16),  # DICOM without a suffix, exactly as small as allowed
-    "Lat_Vertebra.png": (4280, 3520),  # a 1-bit mask: readable, black and white
-    "RG1_J2KI.dcm": (1955, 1841),  # CR, MONOCHROME1, 15 bit, JPEG 2000
-    "RG3_J2KI.dcm": (1760, 1760),  # CR, MONOCHROME1, 10 bit, JPEG 2000
-    "RG3_J2KI_inverted_10bit.png": (1760, 1760),
-    "all_black.png": (299, 299),  # an image without exposure is an image
-    "bad_crc.png": TORN,
-    "chrJapMulti.dcm": "DICOM without pixels",
-    "cmyk.jpeg": (603, 700),
-    "emri_small_jpeg_2k_lossless_too_short.dcm": "DICOM without pixels",  # it breaks off before them
-    "exif_orientation_3.jpeg": (603, 700), "exif_orientation_6.jpeg": (603, 700),
-    "exif_reference_upright.jpeg": (603, 700),
-    "gray16_12bit_range.png": (603, 700), "gray16_full_range.png": (603, 700),
-    "header_only.jpeg": TORN,
-    "inverted.png": (603, 700),  # a negative: readable, the audit finds it
-    "jpeg_named_png.png": (603, 700),  # told from its content
-    "la_half_alpha.png": (603, 700),
-    "one_pixel.png": SMALL,  # one pixel shows nothing
-    "palette.png": (603, 700),
-    "rgba_374x350_1-s2.0-S1684118220300682-main.pdf-003-b1.png": (350, 374),
-    "rgba_439x391_1-s2.0-S1684118220300682-main.pdf-003-b2.png": (391, 439),
-    "strip_2000x3.png": SMALL,  # three rows show nothing
-    "text_as_png.png": "neither PNG",
-    "truncated_50.jpeg": TORN, "truncated_60.png": TORN,
-    "zero_bytes.png": "empty, 0 bytes",
+HARD_INPUTS = {  # shape of the image, or the reason why it is none: names, read once and looked at
+    (1970, 1625): "5.dcm", (16, 16): "CR_CSPINE_6154_noext", (4280, 3520): "Lat_Vertebra.png",
+    (1955, 1841): "RG1_J2KI.dcm", (1760, 1760): "RG3_J2KI.dcm RG3_J2KI_inverted_10bit.png",
+    (299, 299): "COVID-120.png all_black.png",
+    (603, 700): "cmyk.jpeg exif_orientation_3.jpeg exif_orientation_6.jpeg exif_reference_upright.jpeg "
+                "gray16_12bit_range.png gray16_full_range.png inverted.png jpeg_named_png.png "
+                "la_half_alpha.png palette.png",
+    (350, 374): "rgba_374x350_1-s2.0-S1684118220300682-main.pdf-003-b1.png",
+    (391, 439): "rgba_439x391_1-s2.0-S1684118220300682-main.pdf-003-b2.png",
+    "a system file of macOS": ".DS_Store ._01-July-2019-1.jpg",
+    "damaged or incomplete": "bad_crc.png header_only.jpeg truncated_50.jpeg truncated_60.png",
+    "DICOM without pixels": "chrJapMulti.dcm emri_small_jpeg_2k_lossless_too_short.dcm",
+    "at least 16 px a side": "one_pixel.png strip_2000x3.png",
+    "neither PNG": "text_as_png.png", "empty, 0 bytes": "zero_bytes.png",
 }
 
 
@@ -577,13 +491,9 @@ def hard_inputs(real_data: Path) -> Path:
     return real_data / "hard_inputs"
 
 
-def test_the_table_knows_every_hard_input(hard_inputs):
-    assert sorted(path.name for path in hard_inputs.iterdir()) == sorted(HARD_INPUTS)
-
-
-@pytest.mark.parametrize("name", list(HARD_INPUTS))
-def test_hard_inputs(hard_inputs, capfd, name):
-    outcome = HARD_INPUTS[name]
+@pytest.mark.parametrize(("outcome", "name"), [
+    (outcome, name) for outcome, names in HARD_INPUTS.items() for name in names.split()])
+def test_hard_inputs(hard_inputs, capfd, outcome, name):
     if isinstance(outcome, str):
         for img_size in (None, 64):
             with pytest.raises(UnreadableRadiographError, match=outcome):
@@ -598,33 +508,6 @@ def test_hard_inputs(hard_inputs, capfd, name):
     assert capfd.readouterr() == ("", "")
 
 
-def test_variants_of_one_image_agree_with_its_upright_reference(hard_inputs):
-    reference = read_radiograph(hard_inputs / "exif_reference_upright.jpeg")
-    for name, tolerance in {"exif_orientation_3.jpeg": 0.02, "exif_orientation_6.jpeg": 0.02,
-                            "gray16_full_range.png": 0.02, "palette.png": 0.02, "cmyk.jpeg": 0.02,
-                            "gray16_12bit_range.png": 0.02, "jpeg_named_png.png": 0.0}.items():
-        assert (read_radiograph(hard_inputs / name) - reference).abs().mean() <= tolerance, name
-    assert (read_radiograph(hard_inputs / "inverted.png") + reference).abs().mean() < 0.02
-    half = read_radiograph(hard_inputs / "la_half_alpha.png")
-    assert ((half + 1) * 255 / 128 - 1 - reference).abs().mean() < 0.02
-
-
-def test_dicom_and_its_png_show_the_same(hard_inputs):
-    dicom = read_radiograph(hard_inputs / "RG3_J2KI.dcm", 256).flatten()
-    image = read_radiograph(hard_inputs / "RG3_J2KI_inverted_10bit.png", 256).flatten()
-    assert torch.corrcoef(torch.stack([dicom, image]))[0, 1] > 0.999
-
-
-def test_draft_mode_on_real_images(real_data):
-    paths = sorted((real_data / "chest_xray_originals").rglob("*.jpeg"))
-    if not paths:
-        pytest.skip(f"{real_data} has no chest_xray_originals")
-    for path in paths:
-        full = read_radiograph(path)[0].numpy()
-        slow = torch.from_numpy(np.array(Image.fromarray(full).resize((64, 64), Image.Resampling.BILINEAR)))
-        assert (read_radiograph(path, 64)[0] - slow).abs().mean() < 0.003, path.name
-
-
 def test_headers_are_read_without_pixels(tmp_path):
     Image.fromarray(np.zeros((20, 30), np.uint16)).save(tmp_path / "deep.png")
     Image.new("RGB", (20, 40)).save(tmp_path / "colour.jpg")
@@ -633,9 +516,3 @@ def test_headers_are_read_without_pixels(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UnreadableRadiographError, match="neither PNG"):
         inspect_radiograph(tmp_path / "text.png")
-
-
-def test_the_header_of_a_dicom_file(real_data):
-    properties = inspect_radiograph(real_data / "hard_inputs" / "RG1_J2KI.dcm")
-    assert (properties.format, properties.mode) == ("DICOM", "MONOCHROME1 15")
-    assert properties.width > 1000 < properties.height

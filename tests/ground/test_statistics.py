@@ -31,15 +31,6 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     assert narrower.high - narrower.low < 0.5 * (got.high - got.low)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    generator = np.random.default_rng(1)
-    hits = 0
-    for seed in range(200):
-        got = bootstrap_interval(np.mean, generator.normal(size=60), n_resamples=200, seed=seed)
-        hits += got.low <= 0 <= got.high
-    assert 0.88 <= hits / 200 <= 0.985  # 0.94 expected at n = 60, two standard deviations of 0.017 and more
-
-
 def test_ten_images_of_a_patient_count_once():
     x = np.random.default_rng(2).normal(size=50)
     alone = bootstrap_interval(np.mean, x)
@@ -50,12 +41,6 @@ def test_ten_images_of_a_patient_count_once():
     ungrouped = bootstrap_interval(np.mean, images)
     width = (alone.high - alone.low) / math.sqrt(10)
     assert ungrouped.high - ungrouped.low == pytest.approx(width, rel=0.15)
-
-
-def test_rows_are_resampled_together():
-    x = np.random.default_rng(4).normal(size=(30, 2))
-    got = bootstrap_interval(lambda a, b: float(np.abs(a[:, 0] - b).max()), x, x[:, 0])
-    assert got[:3] == (0, 0, 0)
 
 
 def test_the_seed_decides_and_the_global_state_is_left_alone():
@@ -110,13 +95,6 @@ def test_folds_keep_patients_whole_and_test_each_row_once(with_labels):
         assert 40 <= len(test) <= 80  # a fifth, as far as patients of 5 images allow
         if labels is not None:
             assert (labels[test] == 2).mean() == pytest.approx((labels == 2).mean(), abs=0.05)
-
-
-def test_folds_follow_the_seed():
-    groups = np.arange(40) // 2
-    same = [np.concatenate([t for _, t in grouped_folds(groups, 4, seed)]).tolist() for seed in (1, 1, 2)]
-    assert same[0] == same[1]
-    assert same[0] != same[2]
 
 
 def test_more_folds_than_patients_are_refused():

@@ -1,6 +1,7 @@
 """How far a training is, by steps or by the clock, and its bar. Both trainings use it."""
 
 import time
+from typing import Self
 
 from tqdm.auto import tqdm
 
@@ -53,6 +54,10 @@ class Progress:
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """Begin; the bar ends with the block."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the bar."""
         self._bar.close()

@@ -210,8 +210,8 @@ def measure_shortcut(arm: Shortcut, seed: int) -> Row:
         cams = grad_cam(model.network, seen, log_odds, min_side=8)
         shuffled = control(pointing_game, model.network, seen, log_odds, masks[shown], min_side=8)
         row[f"pointing_{name}"] = float(pointing_game(cams, masks[shown]).mean())
-        row[f"pointing_{name}_shuffled"] = shuffled.value
-        row |= {f"pointing_{name}_shuffled_low": shuffled.low, f"pointing_{name}_shuffled_high": shuffled.high}
+        for end, value in zip(("", "_low", "_high"), shuffled[:3], strict=True):
+            row[f"pointing_{name}_shuffled{end}"] = value
         if name == "marker":
             strict = widen(drawn.masks[name], STRICT)[shown]
             row["pointing_marker_strict"] = float(pointing_game(cams, strict).mean())

@@ -72,8 +72,9 @@ class GradeLoss:
         self._check(logits)
         fits = isinstance(grades, Tensor) and grades.dtype in _INTEGERS and grades.shape == logits.shape[:1]
         if not fits or not len(grades) or grades.min() < 0 or grades.max() >= self.num_classes:
+            shown = " ".join(str(grades).split())[:60]
             raise ValueError(f"grades: expected integers from 0 to {self.num_classes - 1}, one per row of "
-                             f"logits and at least one, got {grades!r:.60} for {len(logits)}")
+                             f"logits and at least one, got {shown} for {len(logits)}")
         return self._loss(logits, grades.long())
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean over classes of the AUROC of each against the others."""
-    return float(np.mean([auroc(labels == k, probabilities[:, k]) for k in np.unique(labels)]))
+    return float(np.mean([auroc(labels == k, probabilities[:, int(k)]) for k in np.unique(labels)]))
 
 
 def rps(labels: np.ndarray, probabilities: np.ndarray) -> float:

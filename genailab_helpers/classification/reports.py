@@ -113,7 +113,7 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     scores: dict[str, Score] = {}
     for name, value in vars(table).items():
         each = {"": value} if isinstance(value, Score) else dict(zip(classes, value, strict=False))
-        scores |= {f"{name} {of}".replace("_", " ").strip(): score for of, score in each.items()}
+        scores |= {f"{name.replace('_', ' ')} {of}".strip(): score for of, score in each.items()}
     thirds = np.searchsorted(np.quantile(grey[:, 0], [1 / 3, 2 / 3]), grey[:, 0])
     right_in = partial(metrics.subgroups, metrics.accuracy, labels, {seed: decoded}, patients=patients)
     return Judgement(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from genailab_helpers.radiographs import check_images
 from genailab_helpers.statistics import Interval
 
+N_SHUFFLES = 20
+
 
 def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor],
              min_side: int = 2) -> Tensor:
@@ -126,8 +128,7 @@ def energy_in_mask(cams: Tensor, masks: Tensor) -> Tensor:
 
 
 def control(measure: Callable[[Tensor, Tensor], Tensor], network: nn.Module, images: Tensor,
-            score: Callable[[Tensor], Tensor], masks: Tensor, min_side: int = 2,
-            n_shuffles: int = 20) -> Interval:
+            score: Callable[[Tensor], Tensor], masks: Tensor, min_side: int = 2) -> Interval:
     """Score the maps of networks that have learned nothing: copies with shuffled weights.
 
     Parameters
@@ -138,20 +139,18 @@ def control(measure: Callable[[Tensor, Tensor], Tensor], network: nn.Module, ima
         As for `grad_cam`.
     masks : torch.Tensor
         As for `pointing_game`.
-    n_shuffles : int, default 20
-        Copies, shuffled with the seeds from 0.
 
     Returns
     -------
     Interval
-        The mean over the copies, and between which ends 95 % of the copies lie; `n` counts copies. Maps of
+        The mean over 20 copies, and between which ends 95 % of them lie; `n` counts copies. Maps of
         one copy resemble each other, so one copy is one observation, however many images it sees. A map
         explains something if its score lies above the interval.
     """
     scores = [measure(grad_cam(randomise_weights(network, seed), images, score, min_side=min_side),
-                      masks).mean().item() for seed in range(n_shuffles)]
+                      masks).mean().item() for seed in range(N_SHUFFLES)]
     low, high = np.quantile(scores, [0.025, 0.975])
-    return Interval(float(np.mean(scores)), float(low), float(high), n_shuffles)
+    return Interval(float(np.mean(scores)), float(low), float(high), N_SHUFFLES)
 
 
 def randomise_weights(network: nn.Module, seed: int = 0) -> nn.Module:

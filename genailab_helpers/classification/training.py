@@ -98,8 +98,8 @@ class Classifier:
     temperature : float
         Fitted on the validation images; the probabilities are those of the logits divided by it.
     logit_shift : sequence of float
-        Added to what the network gives, since classes are rarer than the training showed them:
-        `GradeLoss.logit_shift` of the training set. (0.0,) changes nothing.
+        Added to what the network gives, since some classes are rarer than the training showed them:
+        `GradeLoss.logit_shift` of the training set, times the temperature. (0.0,) changes nothing.
     """
 
     network: Network | FrozenLite0
@@ -284,8 +284,9 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     -----
     Every class is seen equally often: images of rare classes come several times an epoch, those of common
     ones not every time. Epochs are scored as they come, so the score is that of equally common classes. Then
-    the logits are shifted to the proportions of `train` (`GradeLoss.logit_shift`; not to those of `val`,
-    which the temperature must judge), and the temperature is fitted to the shifted logits.
+    the logits are shifted to the proportions of `train` (`GradeLoss.logit_shift`; those of `val` are not
+    looked at), and the temperature is fitted on `val` with that shift. From then on the most probable class
+    is the one of these proportions: accuracy rises by it, balanced accuracy may fall.
     """
     names = list(classes if classes is not None else train.classes)
     labels, val_labels, img_size = _check_parts(train, val, names, loss, model)
@@ -334,10 +335,15 @@ def _start(names: list[str], img_size: int, loss: str, backbone: str, pretrained
 
 
 def _calibrate(model: Classifier, labels: Tensor, val: Any, val_labels: Tensor) -> None:
-    """Shift the logits to the proportions of the training labels, then fit the temperature on val."""
-    model.logit_shift = model.loss.logit_shift(labels.bincount())
-    logits = _evaluate(model.network, _chunks(val)) + torch.tensor(model.logit_shift)
-    model.temperature = metrics.fit_temperature(logits, val_labels, model.loss.probabilities)
+    """Fit the temperature on val, to logits that are shifted to the proportions of the training labels.
+
+    z / T + shift, not (z + shift) / T: how common a class is does not depend on how confident the network is.
+    """
+    shift = torch.tensor(model.loss.logit_shift(labels.bincount()))
+    logits = _evaluate(model.network, _chunks(val))
+    model.temperature = metrics.fit_temperature(logits, val_labels,
+                                                lambda z: model.loss.probabilities(z + shift))
+    model.logit_shift = (model.temperature * shift).tolist()
 
 
 def _check_parts(train: Any, val: Any, names: list[str], loss: str,

@@ -292,7 +292,8 @@ def test_probabilities_are_those_of_the_proportions_in_training_not_of_equal_dra
     result = train_classifier(faint(1000, 1, 9), faint(400, 2, 9), n_epochs=10, lr=3e-3, classes=("a", "b"),
                               augmentation=None, progress=False)
     model = result.model
-    assert model.logit_shift == pytest.approx([math.log(2 * 0.9), math.log(2 * 0.1)])
+    by_bayes = [math.log(2 * 0.9), math.log(2 * 0.1)]
+    assert model.logit_shift == pytest.approx([model.temperature * shift for shift in by_bayes])
     batch, labels = faint(2000, 3, 9).tensors
     said = model.predict(batch).probabilities[:, 1]
     known = (6 * batch[:, 0, 0, 0] - 0.5 - math.log(9)).sigmoid()  # log odds by the level, less 9 to 1

@@ -189,7 +189,8 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     films = [[name, len(images), images["patient"].nunique(),
               *np.bincount(images["label"], minlength=len(model.classes)), _hash(images["path"])]
              for name, images in tables.items()]
-    training = {**recipe, "classes": "each drawn equally often", "steps": result.steps,
+    shifted = ", probabilities shifted to the proportions of train" * any(model.logit_shift)
+    training = {**recipe, "classes": "each drawn equally often" + shifted, "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
                 "seconds": round(result.seconds), "torch": torch.__version__}
     limits = ["Films of another hospital, age, view or device were not tried.",

@@ -181,6 +181,7 @@ def test_the_card_tells_the_run(root: Path) -> None:
     assert "Dark 0.500, Light 0.500" in card
     assert "```text\nthe audit\n```" in card
     assert "3, of which number 2 was best on val" in card
+    assert "| classes | each drawn equally often |" in card
     assert "`genailab classify`" in card
     assert card.count("Not for diagnosis") == 1
     for private in ("a_secret_place", "person0", "film_"):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from genailab_helpers.checkpoints import load_checkpoint, whole_file
 from genailab_helpers.classification import metrics
-from genailab_helpers.classification.explanation import grad_cam, pointing_game, randomise_weights, widen
+from genailab_helpers.classification.explanation import control, grad_cam, pointing_game, widen
 from genailab_helpers.classification.training import (
     Augmentation,
     Classifier,
@@ -206,12 +206,15 @@ def measure_shortcut(arm: Shortcut, seed: int) -> Row:
         drawn, labels = views(arm.confounder)[of]
         masks = widen(drawn.masks[name], TOLERANCE)
         shown = (labels == 1) & masks.flatten(1).any(1)
-        for what, network in (("", model.network), ("_shuffled", randomise_weights(model.network))):
-            cams = grad_cam(network, clean(drawn.images[shown]), log_odds, min_side=8)
-            row[f"pointing_{name}{what}"] = float(pointing_game(cams, masks[shown]).float().mean())
-            if name == "marker" and not what:
-                strict = widen(drawn.masks[name], STRICT)[shown]
-                row["pointing_marker_strict"] = float(pointing_game(cams, strict).float().mean())
+        seen = clean(drawn.images[shown])
+        cams = grad_cam(model.network, seen, log_odds, min_side=8)
+        shuffled = control(pointing_game, model.network, seen, log_odds, masks[shown], min_side=8)
+        row[f"pointing_{name}"] = float(pointing_game(cams, masks[shown]).mean())
+        for end, value in zip(("", "_low", "_high"), shuffled[:3], strict=True):
+            row[f"pointing_{name}_shuffled{end}"] = value
+        if name == "marker":
+            strict = widen(drawn.masks[name], STRICT)[shown]
+            row["pointing_marker_strict"] = float(pointing_game(cams, strict).mean())
         row[f"pointing_{name}_chance"] = float(masks[shown].float().mean())
     return row
 

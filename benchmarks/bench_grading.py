@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from genailab_helpers.classification import metrics
-from genailab_helpers.classification.explanation import grad_cam, pointing_game, randomise_weights, widen
-from genailab_helpers.classification.ordinal import LOSSES
+from genailab_helpers.classification.explanation import control, grad_cam, pointing_game, widen
+from genailab_helpers.classification.losses import LOSSES
 from genailab_helpers.classification.training import (
     Augmentation,
     Classifier,
@@ -159,12 +159,12 @@ def pointing(model: Classifier) -> dict[str, float]:
     def expected_grade(logits: Tensor) -> Tensor:  # softened, since a sure answer hardly changes
         return (model.loss.probabilities(logits / 10) * torch.arange(len(GRADES))).sum(1)
 
-    def hits(network: torch.nn.Module) -> float:
-        cams = grad_cam(network, drawn.images[worn], expected_grade, min_side=8)
-        return float(pointing_game(cams, lesion[worn]).float().mean())
-
-    return {"pointing": hits(model.network), "pointing_shuffled": hits(randomise_weights(model.network)),
-            "pointing_chance": float(lesion[worn].float().mean())}
+    images, masks = drawn.images[worn], lesion[worn]
+    hits = pointing_game(grad_cam(model.network, images, expected_grade, min_side=8), masks)
+    shuffled = control(pointing_game, model.network, images, expected_grade, masks, min_side=8)
+    return {"pointing": float(hits.mean()), "pointing_shuffled": shuffled.value,
+            "pointing_shuffled_low": shuffled.low, "pointing_shuffled_high": shuffled.high,
+            "pointing_chance": float(masks.float().mean())}
 
 
 def record() -> None:

@@ -39,6 +39,21 @@ class Interval(NamedTuple):
         return f"{value} [{low}, {high}], n = {self.n}"
 
 
+def class_mean(labels: ArrayLike, values: ArrayLike) -> float:
+    """Return the mean over classes of the mean of `values` (N,) within each class of `labels` (N,), from 0.
+
+    The one rule for a class without images, here and in every balanced score: it is left out of the mean, in
+    each resample anew. scikit-learn's `balanced_accuracy_score` does the same.
+    """
+    n = np.bincount(labels)
+    return float(np.mean(np.bincount(labels, weights=values)[n > 0] / n[n > 0]))
+
+
+def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the fraction of images that are predicted right, as mean over the classes: see `class_mean`."""
+    return class_mean(labels, np.equal(labels, predicted))
+
+
 def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, groups: ArrayLike | None = None,
                        n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of `statistic(*arrays)`, resampling whole patients.

@@ -1,21 +1,25 @@
 """Where a network looks, and whether that is where the truth lies.
 
 Only phantoms know their lesions to the pixel, so only on them can an explanation be scored. A score means
-something beside that of the same network with random weights: `randomise_weights`.
+something beside those of the same network with shuffled weights: `control`.
 """
 
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genailab_helpers.radiographs import check_images
+from genailab_helpers.statistics import Interval
+
+N_SHUFFLES = 20
 
 
 def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor],
-             layer: nn.Module | None = None, min_side: int = 2) -> Tensor:
+             min_side: int = 2) -> Tensor:
     """Map what speaks for a score of the network.
 
     Parameters
@@ -26,11 +30,9 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
         (N, 1, H, W) float32 in [-1, 1].
     score : callable
         From logits (N, n_outputs) to the number (N,) to explain, such as `lambda z: z[:, 2]`.
-    layer : nn.Module, optional
-        Its output (N, C, h, w) is weighed. By default the last one whose maps are not too small.
     min_side : int, default 2
-        Pixels that maps must have on each side where no layer is named. The last maps know most and are
-        coarsest: small findings want finer ones.
+        Pixels that maps must have on each side. The last layer with such maps (N, C, h, w) is weighed: the
+        last maps know most and are coarsest, so small findings need finer ones.
 
     Returns
     -------
@@ -57,16 +59,14 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
         if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) >= min_side:
             outputs.append(output)
 
-    hooked = [layer] if layer is not None else [m for m in network.modules() if m is not network]
-    hooks = [module.register_forward_hook(keep) for module in hooked]
+    hooks = [module.register_forward_hook(keep) for module in network.modules() if module is not network]
     try:
         with torch.enable_grad():
             total = score(network(images)).sum()
             if not outputs or not outputs[-1].requires_grad:
-                raise ValueError("layer: expected one that gives maps (N, C, h, w) and lets gradients "
-                                 "through; a frozen network has none")
-            maps = outputs[-1]
-            (slopes,) = torch.autograd.grad(total, maps)
+                raise ValueError(f"network: expected a layer that gives maps of {min_side} pixels a side or "
+                                 "more and lets gradients through; a frozen network has none")
+            maps, (slopes,) = outputs[-1], torch.autograd.grad(total, outputs[-1])
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,43 +86,71 @@ def widen(masks: Tensor, pixels: int) -> Tensor:
 
 
 def pointing_game(cams: Tensor, masks: Tensor) -> Tensor:
-    """Tell for each film whether the brightest pixel of its map lies on the lesion.
+    """Tell for each image whether the brightest pixel of its map lies on the lesion.
 
     Parameters
     ----------
     cams : torch.Tensor
         (N, H, W), at least 0.
     masks : torch.Tensor
-        (N, H, W) bool; chance is the share of pixels that they cover.
+        (N, H, W) bool; chance is the fraction of pixels that they cover.
 
     Returns
     -------
     torch.Tensor
-        (N,) bool; False where the map is 0 throughout.
+        (N,) float32, 1 for a hit and 0 for a miss. Where several pixels are equally bright, the fraction of
+        them on the lesion, which is what pointing at one of them at random scores. A map that is 0
+        throughout therefore scores chance: it knows nothing, and a miss would say that it avoids the lesion.
 
     Raises
     ------
     ValueError
-        If the shapes differ or a film has no lesion.
+        If the shapes differ or an image has no lesion.
 
     Notes
     -----
     Zhang et al., Top-down neural attention by excitation backprop, 2016; for their tolerance, `widen`.
     """
     _check(cams, masks)
-    flat = cams.flatten(1)
-    hit = masks.flatten(1).gather(1, flat.argmax(1, keepdim=True))[:, 0]
-    return hit & (flat.amax(1) > 0)
+    brightest = cams == cams.amax((1, 2), keepdim=True)
+    return (brightest & masks).sum((1, 2)) / brightest.sum((1, 2))
 
 
 def energy_in_mask(cams: Tensor, masks: Tensor) -> Tensor:
-    """Return for each film the share of its map that lies on the lesion.
+    """Return for each image the fraction of its map that lies on the lesion.
 
-    Parameters and errors are those of `pointing_game`; (N,) in [0, 1], and 0 where the map is 0 throughout.
-    Wang et al., Score-CAM, 2020.
+    Parameters and errors are those of `pointing_game`; (N,) in [0, 1], and chance where the map is 0
+    throughout, as for a map that is 1 throughout. Wang et al., Score-CAM, 2020.
     """
     _check(cams, masks)
-    return (cams * masks).sum((1, 2)) / cams.sum((1, 2)).clamp(min=torch.finfo(cams.dtype).tiny)
+    cams = torch.where(cams.amax((1, 2), keepdim=True) > 0, cams, 1.0)
+    return (cams * masks).sum((1, 2)) / cams.sum((1, 2))
+
+
+def control(measure: Callable[[Tensor, Tensor], Tensor], network: nn.Module, images: Tensor,
+            score: Callable[[Tensor], Tensor], masks: Tensor, min_side: int = 2) -> Interval:
+    """Score the maps of networks that have learned nothing: copies with shuffled weights.
+
+    Parameters
+    ----------
+    measure : callable
+        `pointing_game` or `energy_in_mask`.
+    network, images, score, min_side
+        As for `grad_cam`.
+    masks : torch.Tensor
+        As for `pointing_game`.
+
+    Returns
+    -------
+    Interval
+        The mean over 20 copies, and between which ends 95 % of them lie; `n` counts copies. Maps of
+        one copy resemble each other, so one copy is one observation, however many images it sees. A map
+        explains something if its score lies above the interval.
+    """
+    scores = [measure(grad_cam(randomise_weights(network, seed), images, score, min_side=min_side),
+                      masks).mean().item() for seed in range(N_SHUFFLES)]
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return Interval(float(np.mean(scores)), float(low), float(high), N_SHUFFLES)
 
 
 def randomise_weights(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -145,4 +173,4 @@ def _check(cams: Tensor, masks: Tensor) -> None:
         raise ValueError(f"masks: expected bool {tuple(cams.shape)} as the maps (N, H, W), "
                          f"got {masks.dtype} {tuple(masks.shape)}")
     if not masks.any(2).any(1).all():
-        raise ValueError("masks: a film without lesion cannot be pointed at; leave such films out")
+        raise ValueError("masks: an image without lesion cannot be pointed at; leave such images out")

@@ -1,12 +1,13 @@
 """How good a classifier is, and how sure that number is.
 
 A metric is a function of labels (N,) and outputs, which are predicted labels (N,) or probabilities (N, K). It
-returns one number; NaN where that does not exist, as the AUROC of a set with one class. A mean over classes
-leaves out a class without films. The formulas that scikit-learn has too are written out here, because its
-checks take 30 times as long as the arithmetic and a bootstrap repeats them a thousand times for each number.
+returns one number; NaN where that does not exist, as the AUROC of a set with one class. Labels of two classes
+may be integers 0 and 1 or booleans. A mean over classes leaves out a class without images (`class_mean` in
+`statistics`). The formulas that scikit-learn has too are written out here, because its checks take 30 times
+as long as the arithmetic and a bootstrap repeats them a thousand times for each number.
 
 Models trained with several random seeds are judged together: `outputs` maps each seed to its outputs, and the
-number is the mean over seeds. Intervals are over patients; they leave the spread between seeds out.
+number is the mean over seeds. Intervals are over patients; they leave the differences between seeds out.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,53 +21,51 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 from torch import Tensor
 
-from genailab_helpers.statistics import Interval, bootstrap_interval, paired_difference
+from genailab_helpers import statistics
+from genailab_helpers.statistics import Interval, bootstrap_interval, class_mean, paired_difference
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 Outputs = Mapping[int, ArrayLike]
+balanced_accuracy = statistics.balanced_accuracy
 
 
 def qwk(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return Cohen's kappa with weights (i - j)^2: 1 - E[(y - p)^2] / E[(y - p')^2], p' of another film."""
+    """Return Cohen's kappa with weights (i - j)^2: 1 - E[(y - p)^2] / E[(y - p')^2], p' of another image."""
     by_chance = np.var(labels) + np.var(predicted) + (np.mean(labels) - np.mean(predicted)) ** 2
-    return _ratio(by_chance - np.mean((labels - predicted) ** 2), by_chance)
+    return _ratio(by_chance - np.mean(_distance(labels, predicted) ** 2), by_chance)
 
 
 def linear_kappa(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Return Cohen's kappa with weights |i - j|."""
-    k = np.arange(max(labels.max(), predicted.max()))
+    k = np.arange(int(max(labels.max(), predicted.max())))
     truth, guess = ((np.bincount(x, minlength=len(k) + 1).cumsum() / len(x))[k] for x in (labels, predicted))
     by_chance = (truth * (1 - guess) + guess * (1 - truth)).sum()
     return _ratio(by_chance - mae(labels, predicted), by_chance)
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the share of films that are predicted right."""
+    """Return the fraction of images that are predicted right."""
     return float(np.mean(labels == predicted))
-
-
-def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the share of films that are predicted right, as mean over the classes."""
-    return _class_mean(labels, labels == predicted)
 
 
 def mae(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Return the mean distance from the truth, in grades."""
-    return float(np.mean(np.abs(labels - predicted)))
+    return float(np.mean(_distance(labels, predicted)))
 
 
 def macro_mae(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Return the mean over the grades of the mean distance from the truth (Baccianella et al. 2009)."""
-    return _class_mean(labels, np.abs(labels - predicted))
+    return class_mean(labels, _distance(labels, predicted))
 
 
 def off_by_more_than_one(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the share of films that are more than one grade off."""
-    return float(np.mean(np.abs(labels - predicted) > 1))
+    """Return the fraction of images that are more than one grade off."""
+    return float(np.mean(_distance(labels, predicted) > 1))
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return how often a positive film scores higher than a negative one, ties counting half."""
+    """Return how often a positive image scores higher than a negative one, ties counting half."""
+    positive = _binary(positive)
     n_positive = np.count_nonzero(positive)
     pairs = n_positive * (len(positive) - n_positive)
     return _ratio(rankdata(score)[positive].sum() - n_positive * (n_positive + 1) / 2, pairs)
@@ -74,7 +73,7 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean over classes of the AUROC of each against the others."""
-    return float(np.mean([auroc(labels == k, probabilities[:, k]) for k in np.unique(labels)]))
+    return float(np.mean([auroc(labels == k, probabilities[:, int(k)]) for k in np.unique(labels)]))
 
 
 def rps(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -96,69 +95,70 @@ def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def ece(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = 15) -> float:
     """Return the calibration error of the most probable class, in `n_bins` bins of equal width.
 
-    The sum over bins of (films in it / N) |accuracy - mean confidence| (Guo et al. 2017). Chance alone raises
-    it above 0, and more so in a resample: the interval lies too high, the more the fewer the films.
+    The sum over bins of (images in it / N) |accuracy - mean confidence| (Guo et al. 2017). Chance alone
+    raises it above 0, and more so in a resample: the interval lies too high, the more the fewer the images.
     """
     return _gap(np.ceil(probabilities.max(1) * n_bins), labels, probabilities)
 
 
 def adaptive_ece(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = 15) -> float:
-    """Return the calibration error of the most probable class, in bins of equally many films."""
+    """Return the calibration error of the most probable class, in bins of equally many images."""
     place = rankdata(probabilities.max(1), method="ordinal") - 1
     return _gap(place * n_bins // len(labels), labels, probabilities)
 
 
 def sensitivity(positive: np.ndarray, called: np.ndarray) -> float:
-    """Return the share of the positive films that are called positive; both are bool (N,)."""
+    """Return the fraction of the positive images that are predicted positive; both (N,), 0 or 1."""
+    positive, called = _binary(positive), _binary(called)
     return _ratio(np.count_nonzero(positive & called), np.count_nonzero(positive))
 
 
 def specificity(positive: np.ndarray, called: np.ndarray) -> float:
-    """Return the share of the negative films that are called negative; both are bool (N,)."""
-    return sensitivity(~positive, ~called)
+    """Return the fraction of the negative images that are predicted negative; both (N,), 0 or 1."""
+    return sensitivity(~_binary(positive), ~_binary(called))
 
 
 def ppv(positive: np.ndarray, called: np.ndarray) -> float:
-    """Return the share of the films called positive that are; both are bool (N,)."""
+    """Return the fraction of the images predicted positive that are; both (N,), 0 or 1."""
     return sensitivity(called, positive)
 
 
 def npv(positive: np.ndarray, called: np.ndarray) -> float:
-    """Return the share of the films called negative that are; both are bool (N,)."""
-    return sensitivity(~called, ~positive)
+    """Return the fraction of the images predicted negative that are; both (N,), 0 or 1."""
+    return specificity(called, positive)
 
 
 def ppv_at_prevalence(sensitivity: ArrayLike, specificity: ArrayLike, prevalence: ArrayLike) -> np.ndarray:
-    """Return the share of the films called positive that are, where `prevalence` of all are (Bayes)."""
+    """Return the fraction of those predicted positive that are, where `prevalence` of all are (Bayes)."""
     hit = np.asarray(sensitivity) * np.asarray(prevalence)
-    with np.errstate(invalid="ignore"):  # NaN where nothing is called positive
+    with np.errstate(invalid="ignore"):  # NaN where nothing is predicted positive
         return hit / (hit + (1 - np.asarray(specificity)) * (1 - np.asarray(prevalence)))
 
 
 def choose_threshold(positive: ArrayLike, score: ArrayLike) -> float:
-    """Choose where to call a film positive, on validation films; freeze it before the test films are seen.
+    """Choose from where to predict positive, on validation images; freeze it before the test images are seen.
 
     Parameters
     ----------
     positive : array_like
-        (N,) bool.
+        (N,) 0 or 1, integers or booleans.
     score : array_like
-        (N,) large for positive films.
+        (N,) large for positive images.
 
     Returns
     -------
     float
-        Call `score >= threshold` positive: sensitivity + specificity is then largest (Youden 1950). Halfway
+        `score >= threshold` is positive: sensitivity + specificity is then largest (Youden 1950). Halfway
         between two scores; the lowest of equally good ones.
 
     Raises
     ------
     ValueError
-        If there are not both positive and negative films.
+        If there are not both positive and negative images.
     """
-    truth, x = np.asarray(positive, dtype=bool), np.asarray(score, dtype=float)
+    truth, x = _binary(positive), np.asarray(score, dtype=float)
     if truth.all() or not truth.any():
-        raise ValueError(f"positive: expected films of both kinds, got {truth.sum()} of {len(truth)}")
+        raise ValueError(f"positive: expected images of both kinds, got {truth.sum()} of {len(truth)}")
     steps = np.unique(x)
     candidates = np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2])
     missed, spared = (np.searchsorted(np.sort(s), candidates) / len(s) for s in (x[truth], x[~truth]))
@@ -166,27 +166,27 @@ def choose_threshold(positive: ArrayLike, score: ArrayLike) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, probabilities: Callable[[Tensor], Tensor]) -> float:
-    """Find the temperature that makes probabilities honest, on validation films only.
+    """Find the temperature that calibrates probabilities, on validation images only.
 
     Parameters
     ----------
     logits : torch.Tensor
-        (N, n_outputs) of validation films, never of training or test films.
+        (N, n_outputs) of validation images, never of training or test images.
     labels : torch.Tensor
         (N,) their classes.
     probabilities : callable
-        From logits to (N, K), as the method of a loss in `ordinal`.
+        From logits to (N, K), as the method of a loss in `losses`.
 
     Returns
     -------
     float
         T between e^-5 and e^5 with the least NLL of `probabilities(logits / T)`; above 1 where the model was
-        too sure.
+        too confident.
 
     Notes
     -----
     Guo et al., On calibration of modern neural networks, ICML 2017. Decode grades from the logits as they
-    are: of the losses in `ordinal`, only CORN's decoder would notice a division by T.
+    are: of the losses in `losses`, only CORN's decoder would notice a division by T.
     """
     z, y = logits.detach().double(), labels.numpy(force=True)
     return float(np.exp(minimize_scalar(lambda t: nll(y, probabilities(z / np.exp(t)).numpy(force=True)),
@@ -201,7 +201,7 @@ class Score(NamedTuple):
     value, low, high : float
         The mean over seeds and the ends of its interval; NaN where they do not exist.
     n : int
-        Patients (films where no patients are known).
+        Patients (images where no patients are known).
     seeds : tuple of int
         The random seeds of the trained models.
     """
@@ -227,9 +227,9 @@ def score(metric: Metric, labels: ArrayLike, outputs: Outputs, patients: ArrayLi
     labels : array_like
         (N,) integers from 0.
     outputs : mapping of int to array_like
-        For each training seed the predicted labels (N,) or probabilities (N, K) of the same films.
+        For each training seed the predicted labels (N,) or probabilities (N, K) of the same images.
     patients : array_like, optional
-        (N,) the patient of each film; without it every film counts as its own patient.
+        (N,) the patient of each image; without it every image counts as its own patient.
     n_resamples : int, default 1000
         Of the bootstrap.
 
@@ -276,13 +276,13 @@ class SubgroupTable(NamedTuple):
 
 def subgroups(metric: Metric, labels: ArrayLike, outputs: Outputs, subgroup: ArrayLike,
               patients: ArrayLike | None = None, lower_is_better: bool = False) -> SubgroupTable:
-    """Measure a model in each subgroup of the films; parameters and errors as in `score`.
+    """Measure a model in each subgroup of the images; parameters and errors as in `score`.
 
-    `subgroup` (N,) names the subgroup of each film. One whose number does not exist cannot be the worst.
+    `subgroup` (N,) names the subgroup of each image. One whose number does not exist cannot be the worst.
     """
     names, truth = np.asarray(subgroup).astype(str), np.asarray(labels)
     if names.shape != truth.shape:
-        raise ValueError(f"subgroup: expected one name a film ({len(truth)}), got the shape {names.shape}")
+        raise ValueError(f"subgroup: expected one name per image ({len(truth)}), got the shape {names.shape}")
     groups = np.arange(len(truth)) if patients is None else np.asarray(patients)
     runs = {seed: np.asarray(x) for seed, x in outputs.items()}
     scores = {str(name): score(metric, truth[at], {s: x[at] for s, x in runs.items()}, groups[at])
@@ -337,8 +337,8 @@ def class_metrics(labels: ArrayLike, probabilities: Outputs, thresholds: Outputs
     probabilities : mapping of int to array_like
         For each training seed (N, K).
     thresholds : mapping of int to array_like
-        For each training seed (K,), from `choose_threshold` on validation films: a film is called class k
-        where its probability of k reaches the threshold of k.
+        For each training seed (K,), from `choose_threshold` on validation films: an image is
+        predicted class k where its probability of k reaches the threshold of k.
 
     Returns
     -------
@@ -363,13 +363,14 @@ def class_metrics(labels: ArrayLike, probabilities: Outputs, thresholds: Outputs
 
 
 def _checked(labels: ArrayLike, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (N,) and the outputs of all runs, (N, S) or (N, S, K)."""
+    """Return labels (N,) and the outputs of all runs, (N, S) or (N, S, K), in wide dtypes."""
     if not isinstance(outputs, Mapping) or not outputs:
         raise ValueError("outputs: expected a mapping from training seed to outputs, such as {0: predicted}")
-    truth, one = np.asarray(labels), np.shape(next(iter(outputs.values())))
+    truth, shapes = np.asarray(labels), {np.shape(x) for x in outputs.values()}
     if truth.ndim != 1 or len(truth) == 0 or truth.dtype.kind not in "iub" or truth.min() < 0:
         raise ValueError(f"labels: expected integers (N,) from 0, got {truth.dtype} {truth.shape}")
-    if len(one) not in (1, 2) or any(np.shape(x) != one for x in outputs.values()) or one[0] != len(truth):
+    one = shapes.pop()
+    if shapes or len(one) not in (1, 2) or one[0] != len(truth):
         raise ValueError(f"outputs: expected (N,) or (N, K) for each seed and {len(truth)} labels, got {one}")
     runs = np.stack([np.asarray(x) for x in outputs.values()], axis=1)
     if not np.isfinite(runs).all():
@@ -377,11 +378,7 @@ def _checked(labels: ArrayLike, outputs: Outputs) -> tuple[np.ndarray, np.ndarra
     if runs.ndim == 3 and (runs.min() < 0 or abs(runs.sum(2) - 1).max() > 1e-3 or truth.max() >= one[1]):
         raise ValueError(f"outputs: expected probabilities of {int(truth.max()) + 1} classes or more, rows "
                          f"summing to 1, got {one}, sums {runs.sum(2).min():.4g} to {runs.sum(2).max():.4g}")
-    return _widen(truth), _widen(runs)
-
-
-def _widen(x: np.ndarray) -> np.ndarray:  # differences of uint8 would wrap around
-    return x if x.dtype == bool else x.astype(float if x.dtype.kind == "f" else int)
+    return truth.astype(int), runs.astype(float if runs.dtype.kind == "f" else int)
 
 
 def _by_seed(labels: ArrayLike, outputs: Outputs) -> tuple[np.ndarray, dict[int, np.ndarray], range]:
@@ -405,13 +402,22 @@ def _ratio(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else np.nan
 
 
-def _class_mean(labels: np.ndarray, values: np.ndarray) -> float:
-    n = np.bincount(labels)
-    return float(np.mean(np.bincount(labels, weights=values)[n > 0] / n[n > 0]))
+def _binary(x: ArrayLike) -> np.ndarray:
+    """Return labels of two classes as booleans; integers must be 0 or 1, and "0.5" is nobody's label."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "iub" or not ((x == 0) | (x == 1)).all():
+        raise ValueError(f"labels of two classes: expected booleans or the integers 0 and 1, got {x.dtype} "
+                         f"{np.unique(x)[:4]}")
+    return x.astype(bool)
+
+
+def _distance(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return how far apart grades are; uint8 would wrap around and booleans have no minus."""
+    return np.abs(np.subtract(labels, predicted, dtype=float))
 
 
 def _of_truth(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    return probabilities[np.arange(len(labels)), labels]
+    return probabilities[np.arange(len(labels)), np.asarray(labels, dtype=int)]
 
 
 def _gap(bins: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> float:

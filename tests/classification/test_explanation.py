@@ -1,18 +1,28 @@
 """Grad-CAM against captum, and scores of maps against known masks."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
-from genailab_helpers.classification.backbones import build_backbone
 from genailab_helpers.classification.explanation import (
+    control,
     energy_in_mask,
     grad_cam,
     pointing_game,
     randomise_weights,
     widen,
 )
+from genailab_helpers.classification.networks import build_backbone
+from genailab_helpers.classification.training import load_classifier
+from genailab_helpers.phantoms.chest import CONFOUNDERS, render_chests, sample_chests
+from genailab_helpers.phantoms.spine import SIGNS, render_spines, sample_spines
+
+SAMPLES = Path(__file__).parents[2] / "data/samples"
 
 
 def films(n: int, img_size: int, seed: int = 0) -> Tensor:
@@ -37,29 +47,18 @@ def test_grad_cam_equals_captum(name: str, img_size: int) -> None:
     assert (cams - expected).abs().max() <= 1e-4 * expected.max()
 
 
-def test_grad_cam_of_an_ordinal_score_and_of_a_chosen_layer_equals_captum() -> None:
+def test_small_maps_are_passed_over_on_demand_and_any_score_equals_captum() -> None:
     network = build_backbone("small_cnn", 4).eval()
     wrapped = nn.Sequential(network, nn.Linear(4, 1, bias=False))
     nn.init.ones_(wrapped[1].weight)
-    layer = network.body[0][5]
+    layer = network.body[0][11]  # the last layer whose maps are 8x8
     coarse = LayerGradCam(wrapped, layer).attribute(films(2, 64), target=0, relu_attributions=True)
     expected = LayerAttribution.interpolate(coarse, (64, 64), "bilinear")[:, 0]
-    cams = grad_cam(network, films(2, 64), lambda z: z.sum(1), layer)
+    cams = grad_cam(network, films(2, 64), lambda z: z.sum(1), min_side=8)
     torch.testing.assert_close(cams, expected.detach(), rtol=0, atol=1e-4 * expected.max().item())
-
-
-def test_small_maps_are_passed_over_on_demand() -> None:
-    network = build_backbone("small_cnn", 4).eval()
-
-    def score(z: Tensor) -> Tensor:
-        return z[:, 1]
-
-    finer = grad_cam(network, films(2, 64), score, min_side=8)
-    assert network.body[0][11](torch.zeros(1, 96, 8, 8)).shape[-1] == 8  # the last layer whose maps are 8x8
-    assert torch.equal(finer, grad_cam(network, films(2, 64), score, network.body[0][11]))
-    assert not torch.equal(finer, grad_cam(network, films(2, 64), score))
-    with pytest.raises(ValueError, match="layer: expected one that gives maps"):
-        grad_cam(network, films(1, 64), score, min_side=100)
+    assert not torch.equal(cams, grad_cam(network, films(2, 64), lambda z: z.sum(1)))
+    with pytest.raises(ValueError, match="network: expected a layer that gives maps of 100 pixels"):
+        grad_cam(network, films(1, 64), lambda z: z.sum(1), min_side=100)
 
 
 def test_grad_cam_leaves_the_network_as_it_was() -> None:
@@ -94,19 +93,21 @@ def test_grad_cam_finds_the_only_thing_that_counts() -> None:
 
 def test_a_network_without_maps_is_refused() -> None:
     network = build_backbone("frozen_lite0", 3)
-    with pytest.raises(ValueError, match="layer: expected one that gives maps"):
+    with pytest.raises(ValueError, match="network: expected a layer that gives maps"):
         grad_cam(network, films(1, 64), lambda z: z[:, 0])
     with pytest.raises(ValueError, match="images: expected the shape"):
         grad_cam(network, films(1, 64)[0], lambda z: z[:, 0])
 
 
 def test_pointing_game_and_energy_by_hand() -> None:
-    cams, masks = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.bool)
+    cams, masks = torch.zeros(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool)
     masks[:, 1, 2] = masks[:, 1, 3] = True
     cams[0, 1, 2], cams[0, 0, 0] = 3.0, 1.0  # on the lesion, three quarters of it
     cams[1, 1, 3], cams[1, 3, 0] = 1.0, 4.0  # beside it, one fifth of it
-    assert pointing_game(cams, masks).tolist() == [True, False, False]  # the third map is empty
-    torch.testing.assert_close(energy_in_mask(cams, masks), torch.tensor([0.75, 0.2, 0.0]))
+    cams[3, 1, 2] = cams[3, 0, 0] = cams[3, 2, 2] = 2.0  # three places alike, one on the lesion
+    chance = 2 / 16  # the third map is empty
+    torch.testing.assert_close(pointing_game(cams, masks), torch.tensor([1.0, 0.0, chance, 1 / 3]))
+    torch.testing.assert_close(energy_in_mask(cams, masks), torch.tensor([0.75, 0.2, chance, 1 / 3]))
 
 
 def test_widened_masks_hold_all_pixels_within_reach() -> None:
@@ -120,10 +121,44 @@ def test_widened_masks_hold_all_pixels_within_reach() -> None:
     assert torch.equal(widen(masks, 0), masks)
 
 
-def test_an_empty_map_never_points_even_where_its_first_pixel_is_lesion() -> None:
-    masks = torch.zeros(1, 2, 2, dtype=torch.bool)
-    masks[0, 0, 0] = True
-    assert not pointing_game(torch.zeros(1, 2, 2), masks).any()
+@pytest.fixture
+def marked() -> tuple[Tensor, Tensor]:
+    """Chests with a marker, and where it is."""
+    chests = sample_chests(24, 5, "COVID")
+    carried = torch.zeros_like(chests.confounders)
+    carried[:, CONFOUNDERS.index("marker")] = True
+    drawn = render_chests(chests.changed(confounders=carried), 64, masks=True)
+    return drawn.images, widen(drawn.masks["marker"], 4)
+
+
+@pytest.mark.parametrize("measure", [pointing_game, energy_in_mask])
+def test_chance_lies_within_the_control_and_a_network_that_follows_a_marker_above_it(
+        measure: Any, marked: tuple[Tensor, Tensor]) -> None:
+    images, near = marked
+    network = load_classifier(SAMPLES / "marker_classifier.safetensors").network
+
+    def score(z: Tensor) -> Tensor:
+        return z[:, 1] - z[:, 0]
+
+    found = control(measure, network, images, score, near, min_side=8)
+    assert found.low <= near.float().mean() <= found.high
+    assert measure(grad_cam(network, images, score, min_side=8), near).mean() > found.high
+    each = [measure(grad_cam(randomise_weights(network, seed), images, score, min_side=8), near).mean().item()
+            for seed in range(20)]
+    assert found.value == pytest.approx(np.mean(each))
+    assert (found.low, found.high, found.n) == (*np.quantile(each, [0.025, 0.975]), 20)
+
+
+def test_chance_lies_within_the_control_of_the_grader() -> None:
+    drawn = render_spines(sample_spines(60, 4)[:24].changed(severity=0.9), 96, masks=True)
+    near = widen(torch.stack([drawn.masks[name] for name in SIGNS]).any(0), 2)
+    model = load_classifier(SAMPLES / "spine_grader.safetensors")
+
+    def score(z: Tensor) -> Tensor:  # the expected grade, as in lesson 4
+        return (model.loss.probabilities(z / 10) * torch.arange(5)).sum(1)
+
+    found = control(pointing_game, model.network, drawn.images, score, near, min_side=8)
+    assert found.low <= near.float().mean() <= found.high
 
 
 def test_random_maps_score_at_chance() -> None:

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genailab_helpers import statistics
 from genailab_helpers.classification import metrics
-from genailab_helpers.classification.ordinal import LOSSES
+from genailab_helpers.classification.losses import LOSSES
 from genailab_helpers.statistics import bootstrap_interval, paired_difference
 
 K = 5
@@ -79,9 +80,45 @@ def test_auroc_equals_scikit_learn_also_with_ties(n, levels, seed):
         assert metrics.auroc(positive, x) == pytest.approx(sk.roc_auc_score(positive, x), abs=1e-12)
 
 
-def test_macro_mae_equals_dlordinal_where_no_grade_is_absent():
-    y, p = graded()
-    assert metrics.macro_mae(y, p.argmax(1)) == pytest.approx(dlordinal.metrics.amae(y, p.argmax(1)))
+RATES = (metrics.sensitivity, metrics.specificity, metrics.ppv, metrics.npv)
+
+
+@pytest.mark.parametrize("metric", [metrics.auroc, *RATES, *LABEL_METRICS, *PROBABILITY_METRICS],
+                         ids=lambda m: m.__name__)
+def test_booleans_and_integers_from_0_to_1_give_the_same(metric):
+    y, p = graded(k=2)
+    outputs = p if metric in PROBABILITY_METRICS else p[:, 1] if metric is metrics.auroc else p.argmax(1)
+    labels = outputs if outputs.dtype.kind == "f" else outputs == 1
+    for positive in (y == 1, y.astype(np.uint8)):
+        assert metric(positive, labels) == metric(y, outputs)
+        assert metrics.score(metric, positive, {0: outputs}, n_resamples=20) == metrics.score(
+            metric, y, {0: outputs}, n_resamples=20)
+    assert metrics.choose_threshold(y, p[:, 1]) == metrics.choose_threshold(y == 1, p[:, 1])
+
+
+def test_an_auroc_of_integers_is_a_probability():
+    assert metrics.auroc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 0.75  # by hand
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 1], [0.0, 1.0], ["no", "yes"]])
+def test_labels_of_two_classes_are_0_and_1(labels):
+    for metric in (metrics.auroc, *RATES, metrics.choose_threshold):
+        with pytest.raises(ValueError, match=r"^labels of two classes: expected booleans or .*$"):
+            metric(np.array(labels), np.array([0, 1]))
+    for rate in RATES:
+        with pytest.raises(ValueError, match="labels of two classes"):
+            rate(np.array([True, False]), np.array([0.2, 0.8]))  # probabilities are no predictions
+
+
+def test_the_mean_over_classes_leaves_out_an_absent_class():
+    """The rule of scikit-learn, and of all rooms; to predict an absent class is a mistake."""
+    y, predicted = np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0])
+    assert metrics.balanced_accuracy is statistics.balanced_accuracy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = sk.balanced_accuracy_score(y, predicted)
+    assert metrics.balanced_accuracy(y, predicted) == pytest.approx(want)
+    assert statistics.class_mean(y, predicted == y) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_a_certain_mistake_costs_a_finite_nll():
@@ -219,7 +256,7 @@ def test_the_worst_subgroup_is_named():
     assert math.isnan(lone.scores["severe"].value)
     single = metrics.subgroups(metrics.accuracy, y, {0: predicted}, np.where(np.arange(300) == 0, "x", "y"))
     assert math.isnan(single.scores["x"].low)
-    with pytest.raises(ValueError, match="one name a film"):
+    with pytest.raises(ValueError, match="one name per image"):
         metrics.subgroups(metrics.qwk, y, {0: predicted}, hospital[:5])
 
 

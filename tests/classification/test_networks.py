@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genailab_helpers.classification.backbones import FrozenLite0, build_backbone
-from genailab_helpers.classification.ordinal import Coral
+from genailab_helpers.classification.losses import Coral
+from genailab_helpers.classification.networks import FrozenLite0, build_backbone
 from genailab_helpers.features import lite0_features
 
 

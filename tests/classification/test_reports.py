@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from genailab_helpers.classification.cards import Judgement, judge, model_card
-from genailab_helpers.classification.ordinal import LOSSES
+from genailab_helpers.classification.losses import LOSSES
+from genailab_helpers.classification.reports import Judgement, judge, model_card
 from genailab_helpers.classification.training import Classifier, Epoch, TrainingResult
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.datasets.names import GRADES
@@ -81,7 +81,7 @@ def card_of(root: Path, judged: Judgement | str | None = None, slope: float = 3.
 def test_a_model_that_is_right(root: Path) -> None:
     judged = judge(trained(3.0).model, read(root, "train", "val", "test"), HALF, seed=3)
     assert judged.part == "test"
-    assert judged.n_films == 12
+    assert judged.n_images == 12
     accuracy = judged.scores["accuracy"]
     assert accuracy[:4] == (1, 1, 1, 3 + 4)  # patients: 5 and 7 films, two each
     assert accuracy.seeds == (3,)
@@ -181,6 +181,7 @@ def test_the_card_tells_the_run(root: Path) -> None:
     assert "Dark 0.500, Light 0.500" in card
     assert "```text\nthe audit\n```" in card
     assert "3, of which number 2 was best on val" in card
+    assert "| classes | each drawn equally often |" in card
     assert "`genailab classify`" in card
     assert card.count("Not for diagnosis") == 1
     for private in ("a_secret_place", "person0", "film_"):

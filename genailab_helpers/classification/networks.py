@@ -4,8 +4,9 @@ Each takes images (N, 1, H, W) in [-1, 1] and returns logits (N, n_outputs).
 """
 
 import copy
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,14 @@ from genailab_helpers.features import N_FEATURES, lite0_features
 
 OWN_BACKBONES = ("small_cnn", "local_cnn", "efficientnet_lite0", "frozen_lite0")
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.225  # of photographs from 0 to 1, averaged over the colours
-DROPOUT, FROZEN_DROPOUT = 0.2, 0.5  # the second: more features than films
+DROPOUT, FROZEN_DROPOUT = 0.2, 0.5  # the second: more features than images
+
+
+SMALL_CNN = ((1, 24, 3, 2), (24, 48, 3, 2), (48, 96, 3, 2), (96, 96, 3, 1), (96, 192, 3, 2), (192, 192, 3, 1))
+# Each output sees 18 x 18 pixels and lies in their middle. The logits are then means over places of what each
+# place says by itself, so that a map of the places is the decision and no illustration of it (Brendel and
+# Bethge, BagNets, ICLR 2019). Such a network is weaker than one that sees the whole image.
+LOCAL_CNN = ((1, 32, 4, 2), (32, 64, 4, 2), (64, 96, 3, 1), (96, 192, 1, 1))
 
 
 class Network(nn.Module):
@@ -106,29 +114,14 @@ class _Lite0Maps(nn.Module):
         return self.network.extract_features(images)
 
 
-def _small_cnn(head: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Return six convolutions for images of one channel and any size."""
+def _cnn(layers: Sequence[tuple[int, int, int, int]], head: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Return convolutions for images of one channel and any size: channels in and out, side, stride."""
     maps: list[nn.Module] = []
-    widths = (1, 24, 48, 96, 96, 192, 192)
-    for stage, (before, after) in enumerate(pairwise(widths)):
-        stride = 1 if stage in (3, 5) else 2
-        maps += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return _on_top(nn.Sequential(*maps), widths[-1], head)
-
-
-def _local_cnn(head: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Return four convolutions each of whose outputs sees 18 x 18 pixels and lies in their middle.
-
-    The logits are then means over places of what each place says by itself, so that a map of the places is
-    the decision and no illustration of it (Brendel and Bethge, BagNets, ICLR 2019). Such a network is weaker
-    than one that sees the whole film.
-    """
-    maps: list[nn.Module] = []
-    for before, after, side, stride in ((1, 32, 4, 2), (32, 64, 4, 2), (64, 96, 3, 1), (96, 192, 1, 1)):
-        padding = side // 2 - (side == 4)  # even kernels: no shift between film and maps
-        maps += [nn.Conv2d(before, after, side, stride, padding, bias=False), nn.BatchNorm2d(after),
-                 nn.ReLU()]
-    return _on_top(nn.Sequential(*maps), 192, head)
+    for before, after, side, stride in layers:
+        padding = side // 2 - (side == 4)  # even kernels: no shift between image and maps
+        convolution = nn.Conv2d(before, after, side, stride, padding, bias=False)
+        maps += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+    return _on_top(nn.Sequential(*maps), layers[-1][1], head)
 
 
 def _on_top(maps: nn.Module, n_features: int, head: Callable[[int], nn.Module]) -> nn.Sequential:
@@ -137,26 +130,41 @@ def _on_top(maps: nn.Module, n_features: int, head: Callable[[int], nn.Module]) 
     return body
 
 
-def _torchvision_model(name: str, head: Callable[[int], nn.Module], pretrained: bool) -> Network:
-    """Return a torchvision model whose last linear layer is replaced."""
-    from torchvision import models
+def _known_to_torchvision(name: str) -> Any:
+    """Return `torchvision.models` if it has a classification model of that name."""
+    from torchvision import models  # 0.6 s, which our own networks do without
 
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(f"backbone={name!r}: expected {', '.join(OWN_BACKBONES)}, or a classification model "
                          f"of torchvision such as resnet18 (it knows {len(known)})")
+    return models
+
+
+def _torchvision_model(name: str, head: Callable[[int], nn.Module], pretrained: bool) -> Network:
+    """Return a torchvision model whose last linear layer is replaced."""
+    models = _known_to_torchvision(name)
     try:
         body = models.get_model(name, weights="DEFAULT" if pretrained else None)
     except OSError as error:
-        raise OSError(f"backbone={name!r}: its weights are downloaded at first use, and that failed "
-                      f"({error}); connect once, or take efficientnet_lite0, whose weights are installed"
-                      ) from error
+        raise OSError(f"backbone={name!r}: its weights are downloaded at first use, which failed ({error}); "
+                      "connect once, or take efficientnet_lite0, whose weights are installed") from error
     linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not linear or getattr(body, "aux_logits", False):
         raise ValueError(f"backbone={name!r}: its outputs do not come from one linear layer; "
                          "take another, such as resnet18")
     body.set_submodule(linear[-1], head(body.get_submodule(linear[-1]).in_features))
     return Network(body, linear[-1], pretrained=pretrained)
+
+
+def least_size(name: str) -> int:
+    """Return a lower bound of the numbers that a backbone holds, without building it; ours are small.
+
+    The networks of torchvision are listed with their 1000 classes, whose layer has 4.1 million at most.
+    """
+    if name in OWN_BACKBONES:
+        return 0
+    return _known_to_torchvision(name).get_model_weights(name).DEFAULT.meta["num_params"] - 4_100_000
 
 
 def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained: bool = True,
@@ -172,7 +180,7 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
         classification model of torchvision, such as `resnet18` (weights downloaded at first use).
     head : int or callable
         Number of outputs of a linear last layer; or a function from the number of features to that layer, as
-        the `head` of a loss in `ordinal`.
+        the `head` of a loss in `losses`.
     pretrained : bool, default True
         False gives random weights, and downloads nothing. `small_cnn` and `local_cnn` have no others,
         `frozen_lite0` none but its last layer's.
@@ -191,15 +199,13 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
     OSError
         If weights have to be downloaded and cannot be.
     """
-    def make_head(n_features: int) -> nn.Module:
-        return nn.Linear(n_features, head) if isinstance(head, int) else head(n_features)
-
+    make_head = partial(nn.Linear, out_features=head) if isinstance(head, int) else head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "small_cnn":
-            return Network(_small_cnn(make_head), "head", channels=1)
+            return Network(_cnn(SMALL_CNN, make_head), "head", channels=1)
         if name == "local_cnn":
-            return Network(_local_cnn(make_head), "head", channels=1)
+            return Network(_cnn(LOCAL_CNN, make_head), "head", channels=1)
         if name == "efficientnet_lite0":
             body = _on_top(_Lite0Maps(pretrained), N_FEATURES, make_head)
             return Network(body, "head", pretrained=pretrained).train()

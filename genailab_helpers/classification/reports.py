@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ class Judgement:
     ----------
     part : str
         "test", or "val" where there is no test.
-    n_films : int
-        How many films that part has.
+    n_images : int
+        How many images that part has.
     scores : dict of str to Score
         Everything of `metrics.class_metrics` or `grade_metrics`, by names that hold the class.
     headline : str
@@ -39,13 +40,13 @@ class Judgement:
     baselines : dict of str to dict
         Description of a baseline: metric: (its score, the model's minus it for the same patients).
     by_class, by_exposure : SubgroupTable
-        Accuracy for the films of each class, and for the darkest, middle and brightest third of all.
+        Accuracy for the images of each class, and for the darkest, middle and brightest third of all.
     ece_before : Score
         Calibration error without temperature.
     """
 
     part: str
-    n_films: int
+    n_images: int
     scores: dict[str, Score]
     headline: str
     chance: str
@@ -61,7 +62,7 @@ class Judgement:
 
     def __str__(self) -> str:
         width = max(map(len, self.scores))
-        lines = [f"{self.part}: {self.n_films} films; value [95 % interval over patients], n patients",
+        lines = [f"{self.part}: {self.n_images} films; value [95 % interval over patients], n patients",
                  *(f"{name:{width}}  {score}" for name, score in self.scores.items()),
                  f"by chance: {self.chance}"]
         if any(score.low == score.high for score in self.scores.values()):
@@ -70,8 +71,8 @@ class Judgement:
             lines.append(f"\n{what}; difference: the model's score minus this one's"
                          + " (for mae, below 0 is better)" * ("mae" in rows))
             lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
-        lines.append(f"\nshare of each class told right (by the most probable class):\n{self.by_class}")
-        lines.append(f"\nshare of dark, middle and bright films told right:\n{self.by_exposure}")
+        lines += [f"\nshare of each class told right (by the most probable class):\n{self.by_class}",
+                  f"\nshare of dark, middle and bright films told right:\n{self.by_exposure}"]
         if self.part == "val":
             lines.append("Epoch, temperature and any thresholds were chosen on these films, which flatters "
                          "the model; a folder test/ does not.")
@@ -97,53 +98,57 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     -------
     Judgement
         The baselines are the most common class of train, and a logistic regression, fitted on train, on the
-        mean and standard deviation of the grey values of a film.
+        mean and standard deviation of the grey values of an image.
     """
     part, classes = "test" if "test" in parts else "val", model.classes
     graded = classes == list(GRADES)
-    shown, train = part_images(parts[part]), part_images(parts["train"])
+    shown = part_images(parts[part])
     labels, patients = shown["label"].to_numpy(), shown["patient"].to_numpy(str)
     logits = model.logits(torch.stack([image for image, _ in parts[part]]))
     before, after = (model.loss.probabilities(z).numpy() for z in (logits, logits / model.temperature))
-    decoded = model.loss.decode(logits).numpy()
+    decoded, grey = model.loss.decode(logits).numpy(), _grey_levels(parts[part])
     table = (metrics.grade_metrics(labels, {seed: decoded}, {seed: after}, patients) if graded else
              metrics.class_metrics(labels, {seed: after}, {seed: [thresholds[name] for name in classes]},
                                    patients))
     scores: dict[str, Score] = {}
-    for field, value in vars(table).items():
-        name = field.replace("_", " ")
-        scores |= {name: value} if isinstance(value, Score) else {
-            f"{name} {of}": score for of, score in zip(classes, value, strict=False)}  # a threshold fewer
-
-    common = np.bincount(train["label"]).argmax()
-    grey = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    grey.fit(_moments(parts["train"]), train["label"])
-    always = np.eye(len(classes))[[common] * len(labels)]
-    moments = _moments(parts[part])
-    thirds = np.searchsorted(np.quantile(moments[:, 0], [1 / 3, 2 / 3]), moments[:, 0])
-    guesses = {f"always {classes[common]}, the most common of train": always,
-               "mean and spread of the grey values alone (logistic regression)":
-                   grey.predict_proba(moments)}
-    by_label: list[metrics.Metric] = [metrics.accuracy, metrics.balanced_accuracy]
-    by_label += [metrics.mae, metrics.qwk] if graded else []
-    baselines: dict[str, dict[str, tuple[Score, Score]]] = {}
-    for what, guess in guesses.items():
-        compared = [(metric, decoded, guess.argmax(1)) for metric in by_label]
-        compared += [] if graded else [(metrics.macro_auroc, after, guess)]
-        baselines[what] = {metric.__name__.replace("_", " "): (
-            metrics.score(metric, labels, {seed: theirs}, patients),
-            metrics.difference(metric, labels, {seed: ours}, {seed: theirs}, patients))
-            for metric, ours, theirs in compared}
+    for name, value in vars(table).items():
+        each = {"": value} if isinstance(value, Score) else dict(zip(classes, value, strict=False))
+        scores |= {f"{name.replace('_', ' ')} {of}".strip(): score for of, score in each.items()}
+    thirds = np.searchsorted(np.quantile(grey[:, 0], [1 / 3, 2 / 3]), grey[:, 0])
+    right_in = partial(metrics.subgroups, metrics.accuracy, labels, {seed: decoded}, patients=patients)
     return Judgement(
         part, len(labels), scores, "qwk" if graded else "balanced accuracy",
-        f"{'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(classes):.3f}", baselines,
-        metrics.subgroups(metrics.accuracy, labels, {seed: decoded}, np.array(classes)[labels], patients),
-        metrics.subgroups(metrics.accuracy, labels, {seed: decoded},
-                          np.array(["dark", "middle", "bright"])[thirds], patients),
+        f"{'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(classes):.3f}",
+        {what: _beside(guess, labels, decoded, after, patients, graded, seed)
+         for what, guess in _guesses(parts["train"], grey, classes).items()},
+        right_in(np.array(classes)[labels]), right_in(np.array(["dark", "middle", "bright"])[thirds]),
         metrics.score(metrics.ece, labels, {seed: before}, patients))
 
 
-def _moments(part: Any) -> np.ndarray:
+def _guesses(train: Any, grey: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return what two simple models say of images with these grey levels, as probabilities (N, K)."""
+    labels = part_images(train)["label"].to_numpy()
+    common = int(np.bincount(labels).argmax())
+    simple = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    simple.fit(_grey_levels(train), labels)
+    return {f"always {classes[common]}, the most common of train": np.eye(len(classes))[[common] * len(grey)],
+            "mean and spread of the grey values alone (logistic regression)": simple.predict_proba(grey)}
+
+
+def _beside(guess: np.ndarray, labels: np.ndarray, decoded: np.ndarray, probabilities: np.ndarray,
+            patients: np.ndarray, graded: bool, seed: int) -> dict[str, tuple[Score, Score]]:
+    """Score a baseline, and the model minus it, for each metric."""
+    of_labels = [metrics.accuracy, metrics.balanced_accuracy, *[metrics.mae, metrics.qwk][:2 * graded]]
+    compared: list[tuple[metrics.Metric, Any, Any]] = [(m, decoded, guess.argmax(1)) for m in of_labels]
+    compared += [] if graded else [(metrics.macro_auroc, probabilities, guess)]
+    return {metric.__name__.replace("_", " "): (
+        metrics.score(metric, labels, {seed: theirs}, patients),
+        metrics.difference(metric, labels, {seed: ours}, {seed: theirs}, patients))
+        for metric, ours, theirs in compared}
+
+
+def _grey_levels(part: Any) -> np.ndarray:
+    """Return mean and standard deviation of each image (N, 2)."""
     return np.array([[image.mean().item(), image.std().item()] for image, _ in part])
 
 
@@ -157,7 +162,7 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     result : TrainingResult
         From `train_classifier`.
     parts : mapping of str to Subset
-        As for `judge`. Their films are read once more, for their hashes.
+        As for `judge`. Their images are read once more, for their hashes.
     judged : Judgement or str
         From `judge`; or why no score is shown.
     recipe : mapping of str to str or number
@@ -184,7 +189,8 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     films = [[name, len(images), images["patient"].nunique(),
               *np.bincount(images["label"], minlength=len(model.classes)), _hash(images["path"])]
              for name, images in tables.items()]
-    training = {**recipe, "classes": "each drawn equally often", "steps": result.steps,
+    shifted = ", probabilities shifted to the proportions of train" * any(model.logit_shift)
+    training = {**recipe, "classes": "each drawn equally often" + shifted, "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
                 "seconds": round(result.seconds), "torch": torch.__version__}
     limits = ["Films of another hospital, age, view or device were not tried.",

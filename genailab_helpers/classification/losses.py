@@ -5,14 +5,14 @@ swapping the object and nothing else. K grades are numbered 0 to K - 1; "y > k" 
 thresholds k = 0 to K - 2. `CrossEntropy` knows nothing of order and serves plain classes too.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
-class GradeLoss(ABC):
+
+class GradeLoss:
     """What all losses have in common.
 
     Parameters
@@ -26,6 +26,11 @@ class GradeLoss(ABC):
         K.
     n_outputs : int
         Logits that the network gives for an image: K, or K - 1 where each stands for a threshold.
+    per_threshold : bool
+        Whether each logit stands for a threshold.
+    proper : bool
+        Whether the loss is a strictly proper score of softmax(z), so that it estimates the probability of
+        each grade; see `logit_shift`.
 
     Raises
     ------
@@ -33,10 +38,12 @@ class GradeLoss(ABC):
         If `num_classes` is below 2.
     """
 
+    proper = per_threshold = False
+
     def __init__(self, num_classes: int) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes: expected 2 grades or more, got {num_classes}")
-        self.num_classes = self.n_outputs = num_classes
+        self.num_classes, self.n_outputs = num_classes, num_classes - self.per_threshold
 
     def head(self, n_features: int) -> nn.Module:
         """Return a new last layer, from features (N, n_features) to logits (N, n_outputs)."""
@@ -63,17 +70,11 @@ class GradeLoss(ABC):
             If shapes or dtypes are not these, the batch is empty or a grade is out of range.
         """
         self._check(logits)
-        if not isinstance(grades, Tensor) or grades.is_floating_point() or grades.is_complex() \
-                or grades.dtype == torch.bool:
-            got = grades.dtype if isinstance(grades, Tensor) else type(grades).__name__
-            raise ValueError(f"grades: expected a tensor of integers (int64), got {got}")
-        if grades.shape != logits.shape[:1] or len(grades) == 0:
-            raise ValueError(f"grades: expected one a row of logits {tuple(logits.shape)} and at least one, "
-                             f"got the shape {tuple(grades.shape)}")
-        low, high = (int(g) for g in grades.aminmax())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(f"grades: expected 0 to {self.num_classes - 1}, got {low} to {high}; "
-                             "count grades from 0 or raise num_classes")
+        fits = isinstance(grades, Tensor) and grades.dtype in _INTEGERS and grades.shape == logits.shape[:1]
+        if not fits or not len(grades) or grades.min() < 0 or grades.max() >= self.num_classes:
+            shown = " ".join(str(grades).split())[:60]
+            raise ValueError(f"grades: expected integers from 0 to {self.num_classes - 1}, one per row of "
+                             f"logits and at least one, got {shown} for {len(logits)}")
         return self._loss(logits, grades.long())
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -86,16 +87,37 @@ class GradeLoss(ABC):
         self._check(logits)
         return self._decode(logits)
 
-    def _check(self, logits: Tensor) -> None:
-        if not isinstance(logits, Tensor) or not logits.is_floating_point():
-            got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"logits: expected a floating-point tensor, got {got}")
-        if logits.ndim != 2 or logits.shape[1] != self.n_outputs:
-            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects the shape "
-                             f"(N, {self.n_outputs}), got {tuple(logits.shape)}; end the network in .head()")
+    def logit_shift(self, counts: Tensor) -> list[float]:
+        """Return what to add to logits that were trained on equally many images of each class.
 
-    @abstractmethod
-    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor: ...
+        Parameters
+        ----------
+        counts : torch.Tensor
+            (K,) images of each class in the training set, all above 0.
+
+        Returns
+        -------
+        list of float
+            K numbers, all 0 where classes are balanced; [0.0] for a loss that is not `proper`.
+
+        Notes
+        -----
+        By Bayes, p(y | x) is p_equal(y | x) times the share n_y / N over the 1 / K of equal draws, so its
+        logits are z_y + log(K n_y / N) (Saerens, Latinne and Decaestecker, Adjusting the outputs of a
+        classifier to new a priori probabilities, 2002). That needs a softmax which estimates p_equal. The
+        softmax of SORD estimates softened labels, that of the QWK loss nothing; each logit of CORAL and CORN
+        parts two mixtures of grades, whose composition the draws changed, too, and no shift undoes that.
+        """
+        return (self.num_classes * counts / counts.sum()).log().tolist() if self.proper else [0.0]
+
+    def _check(self, logits: Tensor) -> None:
+        if not logits.is_floating_point() or logits.ndim != 2 or logits.shape[1] != self.n_outputs:
+            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects floating "
+                             f"point (N, {self.n_outputs}), got {logits.dtype} {tuple(logits.shape)}: end "
+                             "the network in .head()")
+
+    def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
@@ -112,6 +134,8 @@ class CrossEntropy(GradeLoss):
     L = -log softmax(z)_y. Decoder: the most probable grade.
     """
 
+    proper = True
+
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         return F.cross_entropy(logits, grades)
 
@@ -119,29 +143,17 @@ class CrossEntropy(GradeLoss):
 class SoftLabels(GradeLoss):
     """Cross-entropy against targets that leave some weight on the neighbours of the grade (SORD).
 
-    Parameters
-    ----------
-    num_classes : int
-        How many grades K there are, at least 2.
-    alpha : float, default 2.0
-        How fast the targets fall with the distance in grades, above 0. At 2 and five grades, the middle one
-        keeps .76 and each neighbour gets .10; large values come back to plain cross-entropy.
-
     Notes
     -----
     L = -sum_k t_k log softmax(z)_k with t_k = exp(-alpha |k - y|) / sum_j exp(-alpha |j - y|)
     (Diaz and Marathe, Soft Labels for Ordinal Regression, CVPR 2019). Decoder: the most probable grade. The
-    targets are softer than the truth, so the probabilities want temperature scaling.
+    targets are softer than the truth, so the probabilities need temperature scaling.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 2.0) -> None:
-        super().__init__(num_classes)
-        if alpha <= 0:
-            raise ValueError(f"alpha: expected a number above 0, got {alpha}")
-        self.alpha = alpha
+    alpha = 2.0  # how fast the targets fall: of five grades the middle one keeps .76, each neighbour gets .10
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        distance = (_range(self.num_classes, logits) - grades[:, None]).abs()
+        distance = (torch.arange(self.num_classes).to(logits) - grades[:, None]).abs()
         return F.cross_entropy(logits, (-self.alpha * distance).softmax(1))
 
 
@@ -154,8 +166,10 @@ class SquaredEMD(GradeLoss):
     Mover's Distance-based Loss, 2016; Epstein 1969). Decoder: the most probable grade.
     """
 
+    proper = True
+
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        below = (grades[:, None] <= _range(self.num_classes, logits)).to(logits)
+        below = (grades[:, None] <= torch.arange(self.num_classes).to(logits)).to(logits)
         return (logits.softmax(1).cumsum(1) - below).square().sum(1).mean()
 
 
@@ -174,7 +188,7 @@ class QWKLoss(GradeLoss):
     """
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        steps = _range(self.num_classes, logits)
+        steps = torch.arange(self.num_classes).to(logits)
         weights = (steps[:, None] - steps).square()
         predicted, truth = logits.softmax(1), F.one_hot(grades, self.num_classes).to(logits)
         observed = (weights * (predicted.T @ truth)).sum()
@@ -194,16 +208,14 @@ class Coral(GradeLoss):
     rearrangement, Chernozhukov, Fernandez-Val and Galichon 2010), which the decoder does not notice.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
-        self.n_outputs = num_classes - 1
+    per_threshold = True
 
     def head(self, n_features: int) -> nn.Module:
         """Return a new `CoralHead`, from features (N, n_features) to logits (N, K - 1)."""
         return CoralHead(n_features, self.num_classes)
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        above = (grades[:, None] > _range(self.n_outputs, logits)).to(logits)
+        above = (grades[:, None] > torch.arange(self.n_outputs).to(logits)).to(logits)
         return F.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(1).mean()
 
     def _probabilities(self, logits: Tensor) -> Tensor:
@@ -254,12 +266,10 @@ class Corn(GradeLoss):
     Decoder: the number of thresholds with P(y > k) > 1/2.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
-        self.n_outputs = num_classes - 1
+    per_threshold = True
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        steps = _range(self.n_outputs, logits)
+        steps = torch.arange(self.n_outputs).to(logits)
         asked, above = grades[:, None] >= steps, (grades[:, None] > steps).to(logits)
         return F.binary_cross_entropy_with_logits(logits[asked], above[asked])
 
@@ -269,10 +279,6 @@ class Corn(GradeLoss):
 
     def _decode(self, logits: Tensor) -> Tensor:
         return (logits.sigmoid().cumprod(1) > 0.5).sum(1)
-
-
-def _range(n: int, like: Tensor) -> Tensor:
-    return torch.arange(n, dtype=like.dtype, device=like.device)
 
 
 LOSSES: dict[str, type[GradeLoss]] = {

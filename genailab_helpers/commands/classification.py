@@ -52,8 +52,8 @@ def train_classes(data: _Classes, output: Output = Path("build/classifier"),
 def _train(graded: bool, data: Path, output: Path, table: Path | None, patient_pattern: str | None,
            **settings: Any) -> None:
     from genailab_helpers.checkpoints import whole_folder
-    from genailab_helpers.classification.backbones import build_backbone
-    from genailab_helpers.classification.ordinal import LOSSES
+    from genailab_helpers.classification.losses import LOSSES
+    from genailab_helpers.classification.networks import build_backbone
     from genailab_helpers.classification.training import Augmentation, train_classifier
     from genailab_helpers.datasets import folders, index
 
@@ -89,7 +89,7 @@ def _judge(folder: Path, graded: bool, result: Any, parts: dict[str, Any], split
     """Choose thresholds on val, say how good the model is, and write it with its card."""
     import torch
 
-    from genailab_helpers.classification import cards, metrics, training
+    from genailab_helpers.classification import metrics, reports, training
     from genailab_helpers.datasets import folders
 
     thresholds: dict[str, float] = {}
@@ -103,10 +103,10 @@ def _judge(folder: Path, graded: bool, result: Any, parts: dict[str, Any], split
     training.save_classifier(folder / MODEL, result.model, run=recipe, thresholds=thresholds)
     echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
          f"the model is that of epoch {result.best_epoch + 1}, the best on val")
-    judgement = None if withheld else cards.judge(result.model, parts, thresholds, recipe["seed"])
+    judgement = None if withheld else reports.judge(result.model, parts, thresholds, recipe["seed"])
     echo(f"\n{judgement}\n\n" + textwrap.fill(f"HEADLINE: {judgement.first}. {verdict}", 100)
          if judgement else withheld)
-    card = cards.model_card(result, parts, judgement or withheld, recipe, split, thresholds, audit, verdict)
+    card = reports.model_card(result, parts, judgement or withheld, recipe, split, thresholds, audit, verdict)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.metrics import cohen_kappa_score
 
-from genailab_helpers.classification.ordinal import LOSSES
+from genailab_helpers.classification.losses import LOSSES
 from genailab_helpers.lessons.exercises import NotSolved, expect_close, self_check
 
 

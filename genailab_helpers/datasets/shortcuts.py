@@ -9,7 +9,6 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.names import GRADES, canonical_class, sort_classes
 from genailab_helpers.features import lite0_features, local_contrast
 from genailab_helpers.radiographs import inspect_radiograph
-from genailab_helpers.statistics import Interval, bootstrap_interval, grouped_folds
+from genailab_helpers.statistics import Interval, bootstrap_interval, class_mean, grouped_folds
 
 ALPHA = 0.001  # p below this is a signal, and with an effect a shortcut
 EFFECT = 0.05  # balanced accuracy above chance that matters
@@ -270,8 +269,7 @@ def label_signal(images: pd.DataFrame, seed: int = 0) -> LabelSignal:
     kernel = features @ features.T / max(1, features.shape[1])  # found more than a Gaussian kernel
     guesses = _guesses(votes(kernel, data.codes, data.folds, ridge=1.0), data.codes)
     right = guesses[np.arange(len(guesses)), data.codes]
-    balanced = partial(_balanced, len(data.classes))
-    score = bootstrap_interval(balanced, right, data.codes, groups=data.patients, seed=seed)
+    score = bootstrap_interval(class_mean, data.codes, right, groups=data.patients, seed=seed)
     p = _p_value(guesses, data, seed, ordered=set(data.classes) <= set(GRADES))
     left_out = int((~data.tested).sum())
     return LabelSignal(p, score, 1 / len(data.classes), len(data.images), left_out, data.unread)
@@ -326,7 +324,7 @@ def _row(name: str, clue: bool, features: np.ndarray, data: _Labels, seed: int) 
     shares = truth.mean(0)
     rest_chance, told = np.maximum(shares, 1 - shares), 1 - np.abs(guesses - truth).mean(0)
     best = int(_gain(told, rest_chance).argmax())
-    balanced = _balanced(len(data.classes), right, data.codes)
+    balanced = class_mean(data.codes, right)
     return ShortcutRow(name, score, balanced, float(shares.max()), _p_value(guesses, data, seed), clue,
                        balanced - 1 / len(data.classes), data.classes[best], float(told[best]),
                        float(rest_chance[best]))
@@ -335,12 +333,6 @@ def _row(name: str, clue: bool, features: np.ndarray, data: _Labels, seed: int) 
 def _gain(score: Any, chance: Any) -> Any:
     """Say how far a score is on the way from chance to 1."""
     return (score - chance) / (1 - chance)
-
-
-def _balanced(n_classes: int, right: np.ndarray, codes: np.ndarray) -> float:
-    """Return the mean over classes of the mean of `right`; NaN where a resample lacks a class."""
-    counts = np.bincount(codes, minlength=n_classes)
-    return float((np.bincount(codes, right, n_classes) / counts).mean()) if counts.all() else math.nan
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:

@@ -278,6 +278,7 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
         print(f"{root}: {warning.message}")
     split = whole.images["split"].replace("", "train").to_numpy(str)
     counts = pd.crosstab(whole.images["class"], split).reindex(classes, fill_value=0)
+    counts = counts[[name for name in SPLITS if name in counts]]
     if "train" not in counts:
         raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in SPLITS if name in counts)}; "
                          "expected train/, val/ and test/ with class folders")

@@ -118,30 +118,6 @@ def test_a_loop_goes_on_from_its_state(peers: ModuleType, films: Any, tmp_path: 
     assert torch.cat(list(again.sample(2, seed=1))).abs().max() <= 1
 
 
-def test_an_average_begins_when_it_is_told(peers: ModuleType, films: Any, tmp_path: Path,
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the Trainer of denoising-diffusion-pytorch: after 100 steps, every tenth."""
-    monkeypatch.setattr(peers.Rough, "average_from", 4)
-    monkeypatch.setattr(peers.Rough, "average_every", 3)
-    rough = peers.Rough("rough", films, tmp_path, minutes=1)
-    begun = {name: p.clone() for name, p in rough.model.named_parameters()}
-    counts = []
-    for _ in range(12):
-        monkeypatch.setattr(peers, "time", Clock(30.0))  # a step a turn
-        rough.train(1)
-        counts.append(int(rough.averaged.n_averaged))
-        rough.seconds = 0.0
-    assert rough.steps == 12
-    assert counts == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
-    assert any(not torch.equal(p, begun[name]) for name, p in rough.averaged.module.named_parameters())
-
-
-def test_a_run_that_goes_on_is_noted_once(peers: ModuleType, tmp_path: Path) -> None:
-    for names in (["a", "b"], ["b"], [], ["c", "b"], ["c"]):
-        peers.note_run(names, tmp_path)
-    assert [run["methods"] for run in peers.read_runs(tmp_path)] == [["a", "b"], ["c", "b"]]
-
-
 @pytest.mark.parametrize("name", ["Diffusers", "DiffusersTuned", "Monai", "MonaiTuned", "Lucidrains",
                                   "LucidrainsTuned"])
 @pytest.mark.slow
@@ -205,8 +181,3 @@ def test_costs_grow_with_passes_films_and_pixels(load_script: Callable[[str], Mo
     with_card = costs.page({64: 0.18, 128: 0.72}, passes=3600, minutes=30, card=card)
     assert "| 64 x 64 | 0.18 | 58.7 | 1.00 |" in with_card  # 3,600 passes at one a second, by the fastest row
     assert "| 64 x 64 | 16 | no | 0.0300 | 500 | 1.00 |" in with_card
-
-
-def test_seconds_of_a_step_are_measured(load_script: Callable[[str], ModuleType]) -> None:
-    costs = load_script("extrapolate_costs")
-    assert 0 < costs.seconds_a_step(16) < 60

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from genailab_helpers.checkpoints import whole_file
-from genailab_helpers.datasets.folders import list_radiographs, read_radiographs
+from genailab_helpers.datasets.folders import read_images
+from genailab_helpers.datasets.index import index_images
 from genailab_helpers.diffusion.evaluation import radial_spectrum
 
 TARGET = Path(__file__).parents[1] / "data" / "samples" / "reference_curves.json"
@@ -22,7 +23,7 @@ N_BINS = 40
 
 def main(folder: str, source: str) -> None:
     """Measure all films of a folder."""
-    films, _ = read_radiographs(list_radiographs(folder), IMG_SIZE)
+    films, _ = read_images(index_images(folder), IMG_SIZE)
     frequencies, log_power = radial_spectrum(films)
     share, edges = np.histogram(films.numpy(), bins=N_BINS, range=(-1, 1))
     curves = {

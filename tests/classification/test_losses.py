@@ -8,20 +8,11 @@ import coral_pytorch.losses
 import dlordinal.losses
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies
 from sklearn.metrics import cohen_kappa_score, log_loss
 from torch import nn
 
-from genailab_helpers.classification.losses import (
-    LOSSES,
-    Coral,
-    CoralHead,
-    Corn,
-    QWKLoss,
-    SoftLabels,
-    SquaredEMD,
-)
+from genailab_helpers.classification.losses import LOSSES, Coral, CoralHead, Corn, QWKLoss, SoftLabels
 
 K = 5
 
@@ -41,14 +32,12 @@ def references(logits, grades):
     levels = coral_pytorch.dataset.levels_from_labelbatch(grades, K)
     p = logits.detach().double().softmax(1)
     return {
-        "cross_entropy": [torch.as_tensor(log_loss(grades, p, labels=range(K)))],
-        "soft_labels": [dlordinal.losses.SORDLoss(2.0, K, grades)(logits, grades)],
-        "squared_emd": [dlordinal.losses.EMDLoss(K)(logits, grades)],
-        "qwk": [dlordinal.losses.WKLoss(K, use_logits=True)(logits, grades)],
-        "coral": [coral_pytorch.losses.coral_loss(logits[:, 1:], levels)],
-        "corn": [coral_pytorch.losses.corn_loss(logits[:, 1:], grades, K),
-                 dlordinal.losses.CORNLoss(K)(logits[:, 1:], grades)],
-    }
+        "cross_entropy": torch.as_tensor(log_loss(grades, p, labels=range(K))),
+        "soft_labels": dlordinal.losses.SORDLoss(2.0, K, grades)(logits, grades),
+        "squared_emd": dlordinal.losses.EMDLoss(K)(logits, grades),
+        "qwk": dlordinal.losses.WKLoss(K, use_logits=True)(logits, grades),
+        "coral": coral_pytorch.losses.coral_loss(logits[:, 1:], levels),
+        "corn": coral_pytorch.losses.corn_loss(logits[:, 1:], grades, K)}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -56,20 +45,12 @@ def references(logits, grades):
 def test_each_loss_and_its_gradient_equal_their_reference(name, seed):
     logits, grades = batch(seed=seed, dtype=torch.float32)
     grades[grades == 3] = 2  # a grade that the batch lacks
-    for theirs in references(logits.requires_grad_(), grades)[name]:
-        ours = LOSSES[name](K)
-        got = ours(logits[:, K - ours.n_outputs:], grades)
-        assert got.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
-        if theirs.requires_grad:
-            torch.testing.assert_close(torch.autograd.grad(got, logits, retain_graph=True)[0],
-                                       torch.autograd.grad(theirs, logits, retain_graph=True)[0].float(),
-                                       atol=1e-6, rtol=1e-5)
-
-
-def test_corn_divides_by_the_number_of_questions_asked():
-    # by hand: at logits 0 each question costs log 2, however many questions the grades allow
-    for grades in ([0, 0, 0], [4, 4, 0], [1, 2, 3]):
-        assert Corn(K)(torch.zeros(3, K - 1), torch.tensor(grades)).item() == pytest.approx(math.log(2))
+    theirs, ours = references(logits.requires_grad_(), grades)[name], LOSSES[name](K)
+    got = ours(logits[:, K - ours.n_outputs:], grades)
+    assert got.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
+    if theirs.requires_grad:
+        slopes = (torch.autograd.grad(loss, logits, retain_graph=True)[0].float() for loss in (got, theirs))
+        torch.testing.assert_close(*slopes, atol=1e-6, rtol=1e-5)
 
 
 def test_the_qwk_loss_of_certain_predictions_is_one_minus_kappa():
@@ -79,23 +60,6 @@ def test_the_qwk_loss_of_certain_predictions_is_one_minus_kappa():
     logits = 1e4 * nn.functional.one_hot(predicted, K).double()
     kappa = cohen_kappa_score(grades, predicted, weights="quadratic")
     assert QWKLoss(K)(logits, grades).item() == pytest.approx(1 - kappa, abs=1e-9)
-
-
-def test_soft_labels_become_cross_entropy_when_they_are_sharp():
-    logits, grades = batch()
-    want = LOSSES["cross_entropy"](K)(logits, grades).item()
-    sharp = SoftLabels(K)
-    sharp.alpha = 50
-    assert sharp(logits, grades).item() == pytest.approx(want, abs=1e-9)
-    # by hand: log-sum-exp of the logits less the logits weighted by the targets
-    t = [math.exp(-2) / (1 + 2 * math.exp(-2)), 1 / (1 + 2 * math.exp(-2))]
-    by_hand = math.log(1 + math.e + math.e**3) - (t[1] * 1 + t[0] * 3)
-    assert SoftLabels(3)(torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([1])).item() == pytest.approx(by_hand)
-
-
-def test_the_squared_emd_of_a_certain_mistake_is_the_distance_in_grades():
-    logits = 1e4 * torch.eye(K)[[0, 4, 2]]
-    assert SquaredEMD(K)(logits, torch.tensor([0, 1, 4])).item() == pytest.approx((0 + 3 + 2) / 3)
 
 
 def test_decoders_equal_their_references():
@@ -118,14 +82,8 @@ def test_probabilities_are_rank_monotone_on_ten_thousand_random_logits(loss, dty
     torch.testing.assert_close(p.sum(1), torch.ones(10_000, dtype=dtype), atol=16 * eps, rtol=0)
     above = 1 - p.cumsum(1)[:, :-1]  # P(y > k)
     assert (above.diff(dim=1) <= 0).all()
-
-
-@pytest.mark.parametrize("name", ["coral", "corn"])
-def test_threshold_losses_decode_to_the_median_of_their_probabilities(name):
-    logits, _ = batch(10_000, n_outputs=K - 1)
-    loss = LOSSES[name](K)
-    above = 1 - loss.probabilities(logits).cumsum(1)[:, :-1]
-    assert (loss.decode(logits) == (above > 0.5).sum(1)).all()
+    if loss.n_outputs < K and dtype == torch.float64:  # these decode to the median
+        assert (loss.decode(logits) == (above > 0.5).sum(1)).all()
 
 
 def test_probabilities_by_hand():
@@ -142,17 +100,10 @@ def test_probabilities_of_coral_keep_their_digits_far_out():
     assert p[0, 1].item() == pytest.approx(math.exp(-18) - math.exp(-20), rel=1e-5)
 
 
-def test_gradients_are_right(loss):
-    logits, grades = batch(7, n_outputs=loss.n_outputs)
-    grades[:K] = torch.arange(K)
-    assert torch.autograd.gradcheck(lambda z: loss(z, grades), logits.requires_grad_())
-    assert torch.autograd.gradcheck(loss.probabilities, logits)
-
-
 @pytest.mark.parametrize("grades", [[0, 1, 2, 3, 4, 4], [2] * 6, [0] * 6])
 def test_extreme_logits_give_finite_losses_gradients_and_probabilities(loss, grades):
-    signs = torch.tensor([[1, -1, 1, -1, 1], [-1, 1, -1, 1, -1], [1] * 5, [-1] * 5, [1, 1, 1, -1, -1],
-                          [0] * 5])
+    signs = torch.tensor([[1, -1] * 2 + [1], [-1, 1] * 2 + [-1], [1] * 5, [-1] * 5,
+                          [1] * 3 + [-1] * 2, [0] * 5])
     logits = (1e4 * signs[:, :loss.n_outputs]).float().requires_grad_()
     value = loss(logits, torch.tensor(grades))
     value.backward()
@@ -164,10 +115,8 @@ def test_extreme_logits_give_finite_losses_gradients_and_probabilities(loss, gra
 
 
 def test_a_batch_of_one_grade_predicted_with_certainty_is_no_zero_by_zero(loss):
-    logits = torch.full((3, loss.n_outputs), -1e4)
-    if loss.n_outputs == K:
-        logits[:, 0] = 1e4
-    logits.requires_grad_()
+    certain = torch.tensor([[1e4] + [-1e4] * (K - 1)])[:, K - loss.n_outputs:]
+    logits = certain.repeat(3, 1).requires_grad_()
     value = loss(logits, torch.zeros(3, dtype=torch.int64))
     value.backward()
     assert torch.isfinite(logits.grad).all()
@@ -176,34 +125,16 @@ def test_a_batch_of_one_grade_predicted_with_certainty_is_no_zero_by_zero(loss):
 
 
 @settings(max_examples=50, deadline=None)
-@given(n=st.integers(1, 20), k=st.integers(2, 9), seed=st.integers(0, 1000),
-       name=st.sampled_from(list(LOSSES)))
+@given(n=strategies.integers(1, 20), k=strategies.integers(2, 9), seed=strategies.integers(0, 1000),
+       name=strategies.sampled_from(list(LOSSES)))
 def test_any_number_of_grades_and_films_works(n, k, seed, name):
     loss = LOSSES[name](k)
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(n, loss.n_outputs, generator=generator)
-    grades = torch.randint(k, (n,), generator=generator)
-    assert loss(logits, grades) >= 0
+    logits, grades = batch(n, seed, spread=1.0, dtype=torch.float32, n_outputs=loss.n_outputs)
+    assert loss(logits, grades % k) >= 0
     assert loss.probabilities(logits).shape == (n, k)
     decoded = loss.decode(logits)
     assert decoded.dtype == torch.int64
     assert ((decoded >= 0) & (decoded < k)).all()
-
-
-def test_a_loss_alone_can_teach_grades(loss):
-    # swap the object and nothing else: a severity on a line, five grades, the loss's own head
-    x = torch.linspace(-1, 1, 200)[:, None]
-    grades = torch.arange(200) // 40
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), loss.head(32))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss(model(x), grades).backward()
-        optimizer.step()
-    # not accuracy: QWK's loss may leave a grade unused, which kappa hardly minds; the majority grade has 0
-    assert cohen_kappa_score(loss.decode(model(x)), grades, weights="quadratic") > 0.9
 
 
 def test_the_coral_head_shares_its_weights_and_starts_with_even_grades():
@@ -231,8 +162,8 @@ def test_logits_are_shifted_where_the_loss_estimates_probabilities(name):
         assert loss.logit_shift(counts) == [0.0]
         return
     p = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64)
-    by_bayes = p * counts / (p * counts).sum()
     shifted = p.log() + torch.tensor(loss.logit_shift(counts))
+    by_bayes = p * counts / (p * counts).sum()
     torch.testing.assert_close(loss.probabilities(shifted), by_bayes, atol=1e-7, rtol=1e-6)
     assert loss.logit_shift(torch.tensor([7, 7, 7])) == [0.0] * 3
 
@@ -247,8 +178,5 @@ def test_wrong_logits_are_refused(loss):
         loss(torch.zeros(2, loss.n_outputs, dtype=torch.int64), grades)
     with pytest.raises(ValueError, match="at least one"):
         loss(torch.zeros(0, loss.n_outputs), grades[:0])
-
-
-def test_settings_without_meaning_are_refused():
     with pytest.raises(ValueError, match="num_classes"):
-        Corn(1)
+        type(loss)(1)

@@ -1,19 +1,16 @@
 """Judging a model beside what needs no model, and the card that tells it, on films whose answer is known."""
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
 from genailab_helpers.classification.losses import LOSSES
-from genailab_helpers.classification.reports import Judgement, judge, model_card
+from genailab_helpers.classification.reports import judge, model_card
 from genailab_helpers.classification.training import Classifier, Epoch, TrainingResult
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.datasets.names import GRADES
@@ -21,15 +18,8 @@ from genailab_helpers.datasets.names import GRADES
 N_FILMS = {"train": (9, 6), "val": (4, 4), "test": (5, 7)}  # of the dark and of the bright class
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENAILAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Noise, dark in one class and bright in the other; two films a person in test, strangers elsewhere."""
     folder, rng = tmp_path_factory.mktemp("a_secret_place") / "greys", np.random.default_rng(0)
     for part, counts in N_FILMS.items():
@@ -43,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(root: Path, *names: str) -> dict[str, Any]:
+def read(root, *names):
     folders = {name: RadiographFolder(root / name, 32) for name in names}
     return {name: Subset(films, range(len(films))) for name, films in folders.items()}
 
@@ -51,17 +41,17 @@ def read(root: Path, *names: str) -> dict[str, Any]:
 class Reads(nn.Module):
     """Two logits from the brightness of a film; right for `slope` > 0, wrong below."""
 
-    def __init__(self, slope: float) -> None:
+    def __init__(self, slope):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(slope))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         bright = self.slope * images.mean((1, 2, 3))
         return torch.stack([-bright, bright], 1)
 
 
-def trained(slope: float, temperature: float = 2.0) -> TrainingResult:
-    model = Classifier(Reads(slope), LOSSES["cross_entropy"](2), ["Dark", "Light"],  # type: ignore[arg-type]
+def trained(slope, temperature=2.0):
+    model = Classifier(Reads(slope), LOSSES["cross_entropy"](2), ["Dark", "Light"],
                        32, "small_cnn", temperature)
     return TrainingResult(model, [Epoch(1, 1, 0.5), Epoch(1, 1, 0.7), Epoch(1, 1, 0.6)], 1, 30, 4.0)
 
@@ -70,34 +60,28 @@ HALF = {"Dark": 0.5, "Light": 0.5}
 RECIPE = {"data": "greys", "classes": {"Dark": 9, "Light": 6}, "seed": 3}
 
 
-def card_of(root: Path, judged: Judgement | str | None = None, slope: float = 3.0,
-            parts: tuple[str, ...] = ("train", "val", "test")) -> str:
+def card_of(root, judged=None, slope=3.0, parts=("train", "val", "test")):
     result, films = trained(slope), read(root, *parts)
     if judged is None:
         judged = judge(result.model, films, HALF, seed=3)
     return model_card(result, films, judged, RECIPE, "Found so.", HALF, "the audit", "the verdict")
 
 
-def test_a_model_that_is_right(root: Path) -> None:
+def test_a_model_that_is_right(root):
     judged = judge(trained(3.0).model, read(root, "train", "val", "test"), HALF, seed=3)
-    assert judged.part == "test"
-    assert judged.n_images == 12
-    accuracy = judged.scores["accuracy"]
-    assert accuracy[:4] == (1, 1, 1, 3 + 4)  # patients: 5 and 7 films, two each
-    assert accuracy.seeds == (3,)
+    assert (judged.part, judged.n_images) == ("test", 12)
+    assert judged.scores["accuracy"] == (1, 1, 1, 3 + 4, (3,))  # patients: 5 and 7 films, two each
     for name in ("sensitivity Dark", "npv Light", "auroc Dark", "macro auroc"):
         assert judged.scores[name].value == 1
     always, grey = judged.baselines.values()
     assert next(iter(judged.baselines)).startswith("always Dark")  # 9 of 15 in train, though not in test
-    assert always["accuracy"][0].value == pytest.approx(5 / 12)
-    assert always["accuracy"][1].value == pytest.approx(7 / 12)
+    assert [score.value for score in always["accuracy"]] == pytest.approx([5 / 12, 7 / 12])
     assert always["balanced accuracy"][0].value == always["macro auroc"][0].value == 0.5
-    assert grey["accuracy"][0].value == 1  # brightness tells these classes
-    assert grey["accuracy"][1].value == 0
+    assert [score.value for score in grey["accuracy"]] == [1, 0]  # brightness tells these classes
     assert "without width" in str(judged)
 
 
-def test_a_model_that_is_wrong_is_worse_than_grey_values(root: Path) -> None:
+def test_a_model_that_is_wrong_is_worse_than_grey_values(root):
     judged = judge(trained(-3.0).model, read(root, "train", "val", "test"), HALF)
     assert judged.scores["balanced accuracy"].value == 0
     for rows in judged.baselines.values():
@@ -105,7 +89,7 @@ def test_a_model_that_is_wrong_is_worse_than_grey_values(root: Path) -> None:
     assert str(judged).count("difference -1.000") == 3  # beside the grey values, each metric
 
 
-def test_dark_and_bright_films_are_told_apart(root: Path) -> None:
+def test_dark_and_bright_films_are_told_apart(root):
     """A model that calls every film light is right on the bright third alone."""
     films = read(root, "train", "val", "test")
     brightness = torch.stack([image for image, _ in films["test"]]).mean((1, 2, 3))
@@ -121,7 +105,7 @@ def test_dark_and_bright_films_are_told_apart(root: Path) -> None:
     assert found.scores["dark"].value < found.scores["bright"].value
 
 
-def test_calibration_before_and_after_the_temperature(root: Path) -> None:
+def test_calibration_before_and_after_the_temperature(root):
     result, films = trained(3.0, temperature=2.0), read(root, "train", "val", "test")
     judged = judge(result.model, films, HALF)
     logits = result.model.logits(torch.stack([image for image, _ in films["test"]]))
@@ -131,7 +115,7 @@ def test_calibration_before_and_after_the_temperature(root: Path) -> None:
         assert found.value == pytest.approx(1 - confidence, abs=1e-6)
 
 
-def test_without_a_test_part_val_judges_and_says_so(root: Path) -> None:
+def test_without_a_test_part_val_judges_and_says_so(root):
     judged = judge(trained(3.0).model, read(root, "train", "val"), HALF)
     assert judged.part == "val"
     assert judged.scores["accuracy"].n == 8
@@ -140,21 +124,18 @@ def test_without_a_test_part_val_judges_and_says_so(root: Path) -> None:
     assert "which flatters the model" not in card_of(root)
 
 
-def test_grades_get_the_metrics_of_grades(root: Path, tmp_path: Path) -> None:
+def test_grades_get_the_metrics_of_grades(root, tmp_path):
     for i in range(20):
         path = tmp_path / ("train", "val")[i // 10] / GRADES[i % 5] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (32, 32), 40 + 40 * (i % 5)).save(path)
 
-    class Rungs(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
+    class Rungs(Reads):
+        def forward(self, images):
             steps = (40 + 40 * torch.arange(5)) / 127.5 - 1
             return -100 * (images.mean((1, 2, 3))[:, None] - steps) ** 2
 
-        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-            return iter([nn.Parameter(torch.zeros(1))])
-
-    model = Classifier(Rungs(), LOSSES["cross_entropy"](5), list(GRADES), 32, "small_cnn")  # type: ignore[arg-type]
+    model = Classifier(Rungs(1.0), LOSSES["cross_entropy"](5), list(GRADES), 32, "small_cnn")
     films = read(tmp_path, "train", "val")
     judged = judge(model, films, {})
     assert judged.headline == "qwk"
@@ -168,42 +149,23 @@ def test_grades_get_the_metrics_of_grades(root: Path, tmp_path: Path) -> None:
     assert "PPV" not in card
 
 
-def test_the_card_tells_the_run(root: Path) -> None:
+def test_the_card_tells_the_run(root):
     card = card_of(root)
     hashes = [hashlib.sha256(film.read_bytes()).hexdigest() for film in (root / "test").rglob("*.png")]
     listed = hashlib.sha256("".join(f"{h}\n" for h in sorted(hashes)).encode()).hexdigest()
-    assert f"| test | 12 | 7 | 5 | 7 | {listed} |" in card
-    assert "| train | 15 | 15 | 9 | 6 | " in card
-    assert "`greys`. Found so." in card
-    assert "Nothing tells the patient of 23 films" in card  # those of train and val
-    assert "**balanced accuracy on test 1.000 [1.000, 1.000], n = 7, seeds 3.** the verdict" in card
-    assert "temperature 2.000" in card
-    assert "Dark 0.500, Light 0.500" in card
-    assert "```text\nthe audit\n```" in card
-    assert "3, of which number 2 was best on val" in card
-    assert "| classes | each drawn equally often |" in card
-    assert "`genailab classify`" in card
+    for told in (f"| test | 12 | 7 | 5 | 7 | {listed} |", "| train | 15 | 15 | 9 | 6 | ",
+                 "`greys`. Found so.", "Nothing tells the patient of 23 films",  # those of train and val
+                 "**balanced accuracy on test 1.000 [1.000, 1.000], n = 7, seeds 3.** the verdict",
+                 "temperature 2.000", "Dark 0.500, Light 0.500", "```text\nthe audit\n```",
+                 "3, of which number 2 was best on val", "| classes | each drawn equally often |",
+                 "`genailab classify`"):
+        assert told in card
     assert card.count("Not for diagnosis") == 1
     for private in ("a_secret_place", "person0", "film_"):
         assert private not in card
 
 
-def test_another_film_gives_another_hash_and_another_order_does_not(root: Path, tmp_path: Path) -> None:
-    def line(folder: Path) -> str:
-        return next(text for text in card_of(folder, "why").splitlines() if text.startswith("| val |"))
-
-    for name in N_FILMS:
-        for film in (root / name).rglob("*.png"):
-            target = tmp_path / name / film.parent.name / f"z{9 - int(film.stem[-1])}.png"  # turned round
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(film.read_bytes())
-    assert line(tmp_path) == line(root)
-    changed = next((tmp_path / "val" / "Dark").iterdir())
-    Image.new("L", (32, 32), 7).save(changed)
-    assert line(tmp_path) != line(root)
-
-
-def test_withheld_scores_are_not_in_the_card(root: Path) -> None:
+def test_withheld_scores_are_not_in_the_card(root):
     card = card_of(root, "No score is shown: the labels carry no signal.")
     assert "## Scores\n\nNo score is shown: the labels carry no signal." in card
     for score in ("accuracy", "auroc", "alibration", "sensitivity"):

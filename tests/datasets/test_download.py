@@ -7,14 +7,12 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from genailab_helpers.commands import main
 from genailab_helpers.datasets.download import CARDS, DOWNLOADS, cards, download
 from genailab_helpers.datasets.names import FINDINGS, GRADES
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
@@ -26,17 +24,6 @@ BEGIN, END = "<!-- cards: begin -->\n", "<!-- cards: end -->\n"
 def readme_with_cards(text: str) -> str:
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{cards()}\n\n{END}{rest.split(END)[1]}"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
-
-
-def put_images(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True)
-    for number, name in enumerate(names):
-        Image.fromarray(np.full((16, 16), number, np.uint8)).save(folder / name)
 
 
 def set_counts(monkeypatch, name: str, counts: dict[str, dict[str, int]]) -> None:
@@ -54,27 +41,25 @@ def kaggle(tmp_path, monkeypatch):
             raise hub.error
         return str(hub.folder)
 
-    module = ModuleType("kagglehub")
-    module.dataset_download = dataset_download
-    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    hub.dataset_download = dataset_download
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
     return hub
 
 
 @pytest.fixture
-def chest(kaggle, monkeypatch):
+def chest(kaggle, put, monkeypatch):
     """The archive of the chest set in small: nested copy, macOS leftovers, links out of the tree."""
     set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 1}, "test": {"Normal": 1}})
     for root in (kaggle.folder / "chest_xray", kaggle.folder / "chest_xray" / "chest_xray"):
-        put_images(root / "train" / "NORMAL", "IM-0001-0001.jpeg", "IM-0002-0001.jpeg")
-        put_images(root / "train" / "PNEUMONIA", "person1_virus_1.jpeg")
-        put_images(root / "test" / "NORMAL", "IM-0003-0001.jpeg")
+        put(root, "train/NORMAL/IM-0001-0001.jpeg", "train/NORMAL/IM-0002-0001.jpeg",
+            "train/PNEUMONIA/person1_virus_1.jpeg", "test/NORMAL/IM-0003-0001.jpeg")
     root = kaggle.folder / "chest_xray"
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "._IM-0001-0001.jpeg").write_bytes(b"fork")
     (root / "train" / ".DS_Store").write_bytes(b"")
-    put_images(kaggle.folder.parent / "private", "secret.png")
-    (root / "train" / "NORMAL" / "link.png").symlink_to(kaggle.folder.parent / "private" / "secret.png")
-    (root / "train" / "linked").symlink_to(kaggle.folder.parent / "private", target_is_directory=True)
+    private = put(kaggle.folder.parent / "private", "secret.png")
+    (root / "train" / "NORMAL" / "link.png").symlink_to(private / "secret.png")
+    (root / "train" / "linked").symlink_to(private, target_is_directory=True)
     return kaggle
 
 
@@ -135,17 +120,25 @@ def test_chest_is_copied_once_and_counted(chest, tmp_path):
     assert "warning" not in message
 
 
-def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, tmp_path, monkeypatch):
+def test_covid_keeps_masks_and_notes_and_counts_images_only(kaggle, put, tmp_path, monkeypatch):
     set_counts(monkeypatch, "covid", {"all": {"Normal": 1, "COVID": 2}})
-    root = kaggle.folder / "COVID-19_Radiography_Dataset"
-    put_images(root / "COVID" / "images", "COVID-1.png", "COVID-2.png")
-    put_images(root / "COVID" / "masks", "COVID-1.png", "COVID-2.png")
-    put_images(root / "Normal" / "images", "Normal-1.png")
+    root = put(kaggle.folder / "COVID-19_Radiography_Dataset", "COVID/images/COVID-1.png",
+               "COVID/images/COVID-2.png", "COVID/masks/COVID-1.png", "COVID/masks/COVID-2.png",
+               "Normal/images/Normal-1.png")
     (root / "README.md.txt").write_text("sources")
     message = download("covid", tmp_path / "out")
     assert said_counts(message)[2:] == ["COVID 2", "Normal 1"]
     assert "warning" not in message
     assert {"COVID/masks/COVID-1.png", "README.md.txt"} <= set(files_in(tmp_path / "out"))
+
+
+def test_counts_that_differ_from_the_card_are_warned_of(chest, monkeypatch, tmp_path, genailab):
+    set_counts(monkeypatch, "chest", {"train": {"Normal": 2, "Pneumonia": 3}})
+    for source in (["chest"], ["--kaggle", CARDS["chest"]["kaggle"]]):
+        said = genailab.run("data", "download", *source, "--output", tmp_path / source[-1]).splitlines()
+        assert [line for line in said if line.startswith("warning")] == [
+            "warning: train Pneumonia: 1 images, the card says 3",
+            "warning: test Normal: 1 images, the card says 0"]
 
 
 @pytest.mark.parametrize("handle", ["spine", "../spine", "owner/..", "https://kaggle.com/a", "a/b/c", "/etc"])
@@ -185,33 +178,18 @@ def test_what_nobody_serves_comes_with_its_steps(tmp_path, name):
     assert all(step in str(caught.value) for step in CARDS[name]["access"])
 
 
-class FakePneumoniaMNIST:
-    """Three images a split: the first is normal, the others show pneumonia; their grey is their number."""
-
-    error: Exception | None = None
-
-    def __init__(self, split: str, download: bool, size: int, root: str) -> None:
-        assert download
-        assert Path(root).is_dir()
-        if self.error:
-            raise self.error
-        self.split = split
-        self.imgs = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((size, size), np.uint8)
-        self.labels = np.array([[0], [1], [1]], dtype=np.uint8)
+def pneumoniamnist(split: str, download: bool, size: int, root: str) -> SimpleNamespace:
+    """Give three images a split: one is normal, two show pneumonia; their grey is their number."""
+    assert download
+    assert Path(root).is_dir()
+    images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((size, size), np.uint8)
+    return SimpleNamespace(split=split, imgs=images, labels=np.array([[0], [1], [1]], dtype=np.uint8))
 
 
-@pytest.fixture
-def medmnist(monkeypatch):
-    module = ModuleType("medmnist")
-    module.PneumoniaMNIST = FakePneumoniaMNIST
-    monkeypatch.setitem(sys.modules, "medmnist", module)
-    monkeypatch.setattr(FakePneumoniaMNIST, "error", None)
-
-
-def test_pneumoniamnist_becomes_folders_of_images(medmnist, tmp_path):
+def test_pneumoniamnist_becomes_folders_of_images(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "medmnist", SimpleNamespace(PneumoniaMNIST=pneumoniamnist))
     message = download("pneumoniamnist", tmp_path / "out")
     assert said_counts(message)[2:] == ["Normal 1 1 1", "Pneumonia 2 2 2"]
-    assert "warning: train Normal: 1 images, the card says 1214" in message
     with Image.open(tmp_path / "out" / "val" / "Pneumonia" / "val_0002.png") as image:
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("L", (128, 128), 2)
 
@@ -219,28 +197,21 @@ def test_pneumoniamnist_becomes_folders_of_images(medmnist, tmp_path):
 # The page
 
 
-def quick_start() -> list[list[str]]:
-    block = README.read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
-    return [shlex.split(line) for line in block.splitlines()]
-
-
 @pytest.mark.slow
-def test_quick_start_runs_as_written(tmp_path, monkeypatch, capsys):
+def test_quick_start_runs_as_written(tmp_path, monkeypatch, write, genailab):
     """On rendered images in folders that are called as people call them: four grades of opacity and none."""
     for grade, folder in enumerate(["0", "Doubtful", "grade 2", "grade_3", "4"]):
         finding = "Pneumonia" if grade else "Normal"
         images = render_chests(sample_chests(14, seed=grade, finding=finding), img_size=96).images
-        (tmp_path / "raw_data" / folder).mkdir(parents=True)
-        for number, image in enumerate((images[:, 0] + 1).mul(127.5).round().to(torch.uint8).numpy()):
-            Image.fromarray(image).save(tmp_path / "raw_data" / folder / f"image{grade}{number:02d}.png")
-    commands = quick_start()
+        for number, image in enumerate(images):
+            write(tmp_path / "raw_data" / folder / f"image{grade}{number:02d}.png", image)
+    block = README.read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    commands = [shlex.split(line) for line in block.splitlines()]
     assert [line[2] for line in commands] == ["create", "organize", "verify", "split", "verify"]
     monkeypatch.chdir(tmp_path)
     for line in commands:
         assert line[0] == "genailab"
-        with pytest.raises(SystemExit) as ended:
-            main(line[1:])
-        assert not ended.value.code, f"{shlex.join(line)}\n{capsys.readouterr()}"
+        genailab.run(*line[1:])
     images = [name for name in files_in(tmp_path / "dataset") if name.endswith(".png")]
     assert len(images) == 70
     assert {name.split("/")[0] for name in images} == {"train", "val", "test"}

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from genailab_helpers.datasets.duplicates import SIDE, DuplicatePair, find_duplicates
 from genailab_helpers.datasets.folders import read_images
@@ -15,29 +13,21 @@ from genailab_helpers.phantoms.chest import render_chests, sample_chests
 N_PHANTOMS = 12
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(scope="module")
 def film_edits(load_script):
     return load_script("film_edits")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> list[Path]:
+def files(tmp_path_factory, write) -> list[Path]:
     """Phantoms of 256 px, which are edited at that size."""
     folder = tmp_path_factory.mktemp("phantoms")
     images = render_chests(sample_chests(N_PHANTOMS, seed=3), img_size=256).images
-    for row, image in enumerate(images):
-        levels = ((image[0].numpy() + 1) * 127.5).round().astype(np.uint8)
-        Image.fromarray(levels).save(folder / f"{row:02d}.png")
-    return sorted(folder.iterdir())
+    return [write(folder / f"{row:02d}.png", image) for row, image in enumerate(images)]
 
 
-def read(folder: Path, img_size: int = SIDE) -> torch.Tensor:
-    return read_images(index_images(folder), img_size)[0]
+def read(folder: Path) -> torch.Tensor:
+    return read_images(index_images(folder), SIDE)[0]
 
 
 @pytest.fixture

@@ -39,8 +39,7 @@ def test_the_recorded_command_makes_the_folder_again_and_it_is_small(tmp_path):
             assert path.read_bytes() == again[name].read_bytes(), name
 
 
-def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path))
+def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files():
     images = index_images(FOLDER)
     assert set(images["class"]) == {"Normal", "Pneumonia", "COVID", "unsorted"}
     assert set(images["split"]) == {"train", "val", "test"}

@@ -6,11 +6,11 @@ import signal
 import stat
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing import get_all_start_methods
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,12 +26,6 @@ from genailab_helpers.radiographs import UnreadableRadiographError, read_radiogr
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and file modes of POSIX")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """List the names of images that are decoded while the test runs."""
@@ -45,23 +39,9 @@ def decoded(monkeypatch) -> list[str]:
     return names
 
 
-def make_image(path: Path, seed: int = 0, side: int = 40) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def make_tree(root: Path, tree: dict[str, list[str]]) -> Path:
-    for number, (folder, names) in enumerate(tree.items()):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for place, name in enumerate(names):
-            make_image(root / folder / name, seed=100 * number + place)
-    return root
-
-
-def make_set(root: Path, n_images: int) -> Path:
-    return make_tree(root, {"a": [f"{number:03d}.png" for number in range(n_images)]})
+@pytest.fixture
+def make_set(tmp_path, put) -> Callable[[int], Path]:
+    return lambda n_images: put(tmp_path / "set", *(f"a/{i:03d}.png" for i in range(n_images)), side=40)
 
 
 def stack(items: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
@@ -76,9 +56,9 @@ def assert_right(images: RadiographFolder, **options: int) -> None:
 
 # ---------------------------------------------------------------- the data set
 
-def test_the_conventions_of_torchvision(tmp_path):
-    root = make_tree(tmp_path / "set", {"PNEUMONIA": ["person2_virus_1.png", "person1_virus_9.png"],
-                                        "NORMAL": ["IM-0115-0001.png"], "masks": ["m.png"]})
+def test_the_conventions_of_torchvision(tmp_path, put):
+    root = put(tmp_path / "set", "PNEUMONIA/person2_virus_1.png", "PNEUMONIA/person1_virus_9.png",
+               "NORMAL/IM-0115-0001.png", "masks/m.png")
     images = RadiographFolder(root, 32)
     assert images.classes == ["Normal", "Pneumonia"]
     assert images.class_to_idx == {"Normal": 0, "Pneumonia": 1}
@@ -96,33 +76,33 @@ def test_the_conventions_of_torchvision(tmp_path):
     assert labels.tolist() == [0, 1, 1]
 
 
-def test_roots_that_are_no_class_folders(tmp_path):
-    root = make_tree(tmp_path / "set", {"train/NORMAL": ["1.png"], "Test/NORMAL": ["2.png"]})
+def test_roots_that_are_no_class_folders(tmp_path, put):
+    root = put(tmp_path / "set", "train/NORMAL/1.png", "Test/NORMAL/2.png")
     with pytest.raises(ValueError, match="set: holds the splits test, train; expected classes"):
         RadiographFolder(root, 32)
-    root = make_tree(tmp_path / "other", {"NORMAL": ["1.png"], ".": ["sheet.png"]})
+    root = put(tmp_path / "other", "NORMAL/1.png", "sheet.png")
     with pytest.raises(ValueError, match=r"other: 1 images such as sheet\.png lie beside class folders"):
         RadiographFolder(root, 32)
 
 
 @pytest.mark.parametrize("start", [way for way in ("fork", "spawn") if way in get_all_start_methods()])
-def test_worker_processes_give_the_same_images(tmp_path, start):
-    images = RadiographFolder(make_set(tmp_path / "set", 12), 32)
+def test_worker_processes_give_the_same_images(make_set, start):
+    images = RadiographFolder(make_set(12), 32)
     loader = DataLoader(images, batch_size=5, num_workers=2, multiprocessing_context=start)
     assert torch.equal(torch.cat([batch for batch, _ in loader]), stack(images))
 
 
 # ---------------------------------------------------------------- what cannot be read
 
-def test_a_bad_image_stops_or_is_left_out(tmp_path, decoded):
-    paths = [make_image(tmp_path / "set" / f"{name}.png", seed) for seed, name in enumerate("abcd")]
-    paths[1].write_bytes(paths[1].read_bytes()[:300])
-    table = index_images(tmp_path / "set")
+def test_a_bad_image_stops_or_is_left_out(tmp_path, put, decoded):
+    table = index_images(put(tmp_path / "set", "a.png", "b.png", "c.png", "d.png", side=40))
+    bad = tmp_path / "set" / "b.png"
+    bad.write_bytes(bad.read_bytes()[:300])
     advice = r'b\.png: damaged .*; on_unreadable="skip" leaves such images out$'
     for use in (read_images, RadiographFolder):
         with pytest.raises(UnreadableRadiographError, match=advice) as caught:
             use(table, 32)
-        assert caught.value.path == paths[1]
+        assert caught.value.path == bad
         with pytest.warns(UserWarning, match=r"^1 of 4 images cannot be read .*b\.png: damaged") as warned:
             result = use(table, 32, on_unreadable="skip")
         assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
@@ -134,8 +114,8 @@ def test_a_bad_image_stops_or_is_left_out(tmp_path, decoded):
     assert decoded.count("a.png") == 1  # it was kept when b.png stopped it
 
 
-def test_many_bad_images_are_named_in_one_short_warning(tmp_path):
-    make_image(tmp_path / "set" / "good.png")
+def test_many_bad_images_are_named_in_one_short_warning(tmp_path, put):
+    put(tmp_path / "set", "good.png")
     for number in range(9):
         (tmp_path / "set" / f"bad{number}.png").write_bytes(b"")
     table = index_images(tmp_path / "set")
@@ -146,8 +126,8 @@ def test_many_bad_images_are_named_in_one_short_warning(tmp_path):
         read_images(table.drop(index="good.png"), 32, on_unreadable="skip")
 
 
-def test_wrong_arguments(tmp_path):
-    table = index_images(make_set(tmp_path / "set", 1))
+def test_wrong_arguments(make_set):
+    table = index_images(make_set(1))
     for use in (read_images, RadiographFolder):
         with pytest.raises(ValueError, match='on_unreadable=\'ignore\': expected "stop" or "skip"'):
             use(table, 32, on_unreadable="ignore")
@@ -171,9 +151,8 @@ def make_deep(root: Path, *brightest: int) -> Path:
 
 def test_images_of_one_set_are_on_one_scale(tmp_path):
     table = index_images(make_deep(tmp_path / "set", 1023, 4095))
-    assert table.attrs["bit_depth"].bits == 12
     images = RadiographFolder(table, 32)
-    assert images.bit_depth == 12
+    assert images.bit_depth == table.attrs["bit_depth"].bits == 12
     assert_right(images, bit_depth=12)
     assert images[0][0].max() == pytest.approx(2 * 1023 / 4095 - 1, abs=1 / 255)
     assert (images[1][0].min(), images[1][0].max()) == (-1, 1)  # black and white are exact
@@ -183,10 +162,20 @@ def test_images_of_one_set_are_on_one_scale(tmp_path):
     assert_right(RadiographFolder(tmp_path / "set", 32), bit_depth=15)
 
 
+def test_parts_read_apart_are_on_the_scale_of_the_whole_set(tmp_path):
+    levels = {"train": 1023, "val": 4095}
+    for part, level in levels.items():
+        make_deep(tmp_path / "set" / part, level)
+    table = index_images(tmp_path / "set")
+    for part, level in levels.items():
+        batch, _ = read_images(table[table["split"] == part], 32)
+        assert batch.max() == pytest.approx(2 * level / 4095 - 1, abs=1 / 255), part
+
+
 # ---------------------------------------------------------------- the cache
 
-def test_a_set_seen_before_is_opened_without_opening_an_image(tmp_path, monkeypatch):
-    root = make_set(tmp_path / "set", 500)
+def test_a_set_seen_before_is_opened_without_opening_an_image(make_set, monkeypatch):
+    root = make_set(500)
     before = stack(RadiographFolder(root, 32))
 
     def fail(*arguments: object, **options: object) -> None:
@@ -203,22 +192,19 @@ def test_a_set_seen_before_is_opened_without_opening_an_image(tmp_path, monkeypa
     assert torch.equal(batch, before[100:200])
 
 
-def test_only_what_is_new_or_changed_is_decoded(tmp_path, decoded):
-    root = make_tree(tmp_path / "set", {"a": ["0.bmp", "1.bmp", "2.bmp"]})  # files of one size
+def test_only_what_is_new_or_changed_is_decoded(tmp_path, put, decoded):
+    root = put(tmp_path / "set", "a/0.bmp", "a/1.bmp", "a/2.bmp")  # files of one size
     RadiographFolder(root, 32)
     assert sorted(decoded) == ["0.bmp", "1.bmp", "2.bmp"]
     times = (root / "a" / "1.bmp").stat()
 
-    def touch() -> None:
-        os.utime(root / "a" / "0.bmp", ns=(0, 0))
-
     def change_unseen() -> None:
-        make_image(root / "a" / "1.bmp", seed=7)
+        put(root, "a/1.bmp", seed=7)
         os.utime(root / "a" / "1.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    for change, name in ((touch, "0.bmp"), (change_unseen, "1.bmp"),
-                         (lambda: make_image(root / "a" / "2.bmp", seed=8, side=50), "2.bmp"),
-                         (lambda: make_image(root / "b" / "new.bmp", seed=9), "new.bmp")):
+    for change, name in ((lambda: os.utime(root / "a/0.bmp", ns=(0, 0)), "0.bmp"), (change_unseen, "1.bmp"),
+                         (lambda: put(root, "a/2.bmp", seed=8, side=50), "2.bmp"),
+                         (lambda: put(root, "b/new.bmp", seed=9), "new.bmp")):
         change()
         decoded.clear()
         images = RadiographFolder(root, 32)
@@ -236,8 +222,8 @@ def test_only_what_is_new_or_changed_is_decoded(tmp_path, decoded):
 
 
 @posix
-def test_pixels_of_patients_are_for_their_owner_alone(tmp_path, own_cache):
-    RadiographFolder(make_set(tmp_path / "set", 2), 32)
+def test_pixels_of_patients_are_for_their_owner_alone(make_set, own_cache):
+    RadiographFolder(make_set(2), 32)
     assert {stat.S_IMODE(file.stat().st_mode) for file in own_cache.rglob("*.u8")} == {0o600}
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache, own_cache / "images")} == {0o700}
 
@@ -247,47 +233,48 @@ def test_pixels_of_patients_are_for_their_owner_alone(tmp_path, own_cache):
     lambda file: file.write_bytes(b"\1" + file.read_bytes()[1:]), lambda file: shutil.rmtree(file.parent)],
     ids=["cut short", "empty", "deleted", "another pixel", "folder deleted"])
 @pytest.mark.parametrize("opened", [False, True])
-def test_damaged_or_deleted_pixels_are_decoded_again_and_mended(tmp_path, own_cache, decoded, damage, opened):
-    images = RadiographFolder(make_set(tmp_path / "set", 4), 32)
+def test_damaged_or_deleted_pixels_are_decoded_again_and_mended(make_set, own_cache, decoded, damage, opened):
+    root = make_set(4)
+    images = RadiographFolder(root, 32)
     for file in sorted(own_cache.rglob("*.u8")):
         if file.exists():
             damage(file)
-    assert_right(images if opened else RadiographFolder(tmp_path / "set", 32))
+    assert_right(images if opened else RadiographFolder(root, 32))
     decoded.clear()
-    assert_right(RadiographFolder(tmp_path / "set", 32))
+    assert_right(RadiographFolder(root, 32))
     assert decoded == []
 
 
 FILL = """
-    import os, signal, sys
-    from genailab_helpers.datasets import folders
-    from genailab_helpers.radiographs import read_radiograph
-    def read(path, *arguments):
-        if path.endswith(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return read_radiograph(path, *arguments)
-    folders.read_radiograph = read
-    images = folders.RadiographFolder(sys.argv[1], 16)
-    print("sum", sum(image.double().sum().item() for image, _ in images))
+import os, signal, sys
+from genailab_helpers.datasets import folders
+from genailab_helpers.radiographs import read_radiograph
+def read(path, *arguments):
+    if path.endswith(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_radiograph(path, *arguments)
+folders.read_radiograph = read
+images = folders.RadiographFolder(sys.argv[1], 16)
+print("sum", sum(image.double().sum().item() for image, _ in images))
 """
 
 
 def fill(root: Path, killed_at: str = "never") -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(FILL), str(root), killed_at], text=True,
+    return subprocess.Popen([sys.executable, "-c", FILL, str(root), killed_at], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @posix
-def test_a_kill_while_the_cache_is_filled_keeps_what_was_whole(tmp_path, decoded):
-    root = make_set(tmp_path / "set", 200)
+def test_a_kill_while_the_cache_is_filled_keeps_what_was_whole(make_set, decoded):
+    root = make_set(200)
     assert fill(root, "190.png").wait() == -signal.SIGKILL
     images = RadiographFolder(root, 16)
     assert len(decoded) < 60  # a few that were decoded ahead are lost
     assert_right(images)
 
 
-def test_two_processes_may_fill_the_cache_at_once(tmp_path, own_cache, decoded):
-    root = make_set(tmp_path / "set", 100)
+def test_two_processes_may_fill_the_cache_at_once(make_set, own_cache, decoded):
+    root = make_set(100)
     both = [fill(root), fill(root)]
     said = [process.communicate() for process in both]
     assert [errors for _, errors in said] == ["", ""]
@@ -297,19 +284,15 @@ def test_two_processes_may_fill_the_cache_at_once(tmp_path, own_cache, decoded):
     assert not list(own_cache.rglob(".*"))
 
 
-def test_a_large_cache_is_announced_and_refused_before_it_starts(tmp_path, decoded, monkeypatch, capsys):
-    root = make_set(tmp_path / "set", 20)
-    monkeypatch.setattr(folders, "_LARGE_CACHE", 20 * 32 * 32)
+def test_a_large_cache_is_announced_and_refused_before_it_starts(make_set, decoded, monkeypatch, capsys):
+    root = make_set(20)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 5000))
+        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5000))
         with pytest.raises(OSError, match=r"no room to write 20 decoded images: 0 MB are .*GENAILAB_CACHE"):
             RadiographFolder(root, 32)
     assert decoded == []
-    for announced in ("20 images are decoded once, into 0 MB", ""):  # the second time nothing is left to do
-        RadiographFolder(root, 32)
+    for announced in ("20 images are decoded once, into 51 MB", ""):  # the second time nothing is left to do
+        RadiographFolder(root, 1600)
         said = capsys.readouterr().err
         assert announced in said
         assert bool(announced) == bool(said)
-
-
-# ---------------------------------------------------------------- real images

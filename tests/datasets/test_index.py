@@ -2,41 +2,27 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from genailab_helpers.datasets.folders import RadiographFolder, read_parts
-from genailab_helpers.datasets.index import index_images, match_table, read_table, torn_patients
-from genailab_helpers.datasets.names import GRADE_NAMES, GRADES
+from genailab_helpers.datasets.index import TABLE, index_images, match_table, read_table, torn_patients
+from genailab_helpers.datasets.names import GRADES
 from genailab_helpers.datasets.preparation import organize, split
 from genailab_helpers.datasets.shortcuts import audit_shortcuts, label_signal
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
 
 
-def put(root: Path, *names: str, seed: int = 0) -> Path:
-    """Write small images of random pixels, each another."""
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([seed, number])
-        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(path, format="PNG")
-    return root
-
-
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def followed(tmp_path_factory: pytest.TempPathFactory, write: Callable[..., Path]) -> Path:
     """A flat layout as NIH gives it: images with numbers for names, and a table of bare names."""
     root = tmp_path_factory.mktemp("followed")
-    chests = render_chests(sample_chests(96, seed=5), 32).images[:, 0]
     rows = []
-    for i, levels in enumerate(((chests + 1) * 127.5).round().byte().numpy()):
-        path = root / "data" / ("Normal", "Effusion")[i % 2] / f"image_{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(levels).save(path)
+    for i, image in enumerate(render_chests(sample_chests(96, seed=5), 32).images):
+        path = write(root / "data" / ("Normal", "Effusion")[i % 2] / f"image_{i:03d}.png", image)
         rows.append((path.name, f"P{i // 2 // 3:02d}{i % 2}"))  # three images a patient, one class each
     pd.DataFrame(rows, columns=["Image Index", "Patient ID"]).to_csv(root / "table.csv", index=False)
     return root
@@ -71,7 +57,7 @@ def test_training_shortcuts_and_label_signal_follow_it(followed):
     assert label_signal(images).score.n == n_patients
 
 
-def test_a_patient_in_two_parts_by_the_table_is_refused(followed, tmp_path):
+def test_a_patient_in_two_parts_by_the_table_is_refused(followed, tmp_path, put):
     for name, folder in (("image_000.png", "train"), ("image_002.png", "val")):
         put(tmp_path, f"{folder}/Normal/{name}", f"{folder}/Effusion/other_{folder}.png")
     images = index_images(tmp_path, followed / "table.csv")
@@ -80,14 +66,9 @@ def test_a_patient_in_two_parts_by_the_table_is_refused(followed, tmp_path):
         read_parts(images, 32)
 
 
-def test_people_of_one_file_name_in_two_parts_are_two(tmp_path):
-    put(tmp_path, "train/Normal/1.png", "test/Normal/1.png")
-    assert index_images(tmp_path)["patient"].tolist() == ["test/Normal/1", "train/Normal/1"]
-
-
 @pytest.mark.parametrize(("pattern", "table", "known", "patient"), [
     (r"IM-(\d+)", "x", "pattern", "0115"), (None, "x", "table", "T7"), (None, None, "file name", "IM-0115")])
-def test_pattern_goes_before_table_before_name(tmp_path, pattern, table, known, patient):
+def test_pattern_goes_before_table_before_name(tmp_path, put, pattern, table, known, patient):
     put(tmp_path, "Normal/IM-0115-0001.png")
     if table:
         (tmp_path / "t.csv").write_text("file,patient\nIM-0115-0001,T7\n")
@@ -98,20 +79,47 @@ def test_pattern_goes_before_table_before_name(tmp_path, pattern, table, known, 
 
 # ---------------------------------------------------------------------------------------------- the tables
 
-@pytest.mark.parametrize("file", [
-    "COVID/images/a.png", "./COVID/images/a.png", "COVID\\images\\a.png", "set/COVID/a.png", "Covid-19/a.jpg",
-    "a", "a.png"])
-def test_a_row_finds_its_image(tmp_path, file):
-    put(tmp_path, "COVID/images/a.png", "Normal/images/b.png")
-    (tmp_path / "t.csv").write_text(f"file;patient\n{file};P1\n")
-    assert match_table(index_images(tmp_path), tmp_path / "t.csv")["image"].tolist() == ["COVID/images/a.png"]
+@pytest.mark.parametrize(("file", "image"), [
+    ("COVID/1.png", "COVID/1.png"), ("./COVID/1.png", "COVID/1.png"), ("COVID\\1.png", "COVID/1.png"),
+    ("NORMAL/1.png", "Normal/images/1.png"), ("set/Normal/1.jpg", "Normal/images/1.png"),
+    ("../Normal/images/1.png", "Normal/images/1.png"), ("b/3", "a/b/3.png"), ("2", "Normal/2.jpg"),
+    ("2.dcm", "Normal/2.jpg"), ("Normal/images/2.jpg", "Normal/2.jpg"), ("raw/Normal/2.jpg", "Normal/2.jpg"),
+    ("COVID/2.jpg", ""), ("c/b/3.png", ""), ("4.png", "")])
+def test_a_row_means_the_image_at_its_path_or_whose_folders_agree(tmp_path, put, file, image):
+    put(tmp_path, "COVID/1.png", "Normal/images/1.png", "Normal/2.jpg", "a/b/3.png")
+    table = tmp_path / "COVID" / "t.csv"  # a path may start where the table lies, too
+    table.write_text(f"file;patient\n{file};P1\n")
+    assert match_table(index_images(tmp_path), table)["image"].tolist() == [image]
 
 
-def test_a_row_that_fits_several_images_names_them(tmp_path):
-    put(tmp_path, "Normal/a.png", "COVID/a.png")
-    (tmp_path / "t.csv").write_text("file,patient\nb,P0\na.png,P1\n")
-    with pytest.raises(ValueError, match=r"line 3: a.png fits 2 images: COVID/a.png, Normal/a.png; expected"):
-        index_images(tmp_path, tmp_path / "t.csv")
+@pytest.mark.parametrize("text", [
+    "filename,class,patient_id,split\na/x 1.png,NORMAL,7,valid\n",
+    "\ufeffImage Index;Finding Labels;Patient ID;subset\na\\x 1.png;No Finding;7;validation\n\n",
+    'other\tgroup\tGrade\tpath\tsplit\n1\t7\tnormal\t"./a/x 1.png"\tval\n'])
+def test_a_table_is_read_whatever_its_dialect_and_columns(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert read_table(tmp_path / "t.csv").to_dict("index") == {
+        2: {"file": "a/x 1.png", "class": "Normal", "patient": "7", "split": "val"}}
+
+
+@pytest.mark.parametrize("root", [".", "train"])
+def test_the_table_of_a_set_is_found_beside_its_splits_too(tmp_path, put, root):
+    put(tmp_path, "train/a/person1_virus_2.png", "train/a/person3_virus_1.png")
+    (tmp_path / TABLE).write_text("file,patient\ntrain/a/person1_virus_2.png,smith\n")
+    images = index_images(tmp_path / root)
+    assert images.attrs["table"] == str(tmp_path / TABLE)
+    assert images["patient"].tolist() == ["smith", "person3"]
+    assert index_images(tmp_path / "train" / "a")["patient"].tolist() == ["person1", "person3"]
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ("b,P0\na.png,P1", r"line 3: a.png fits 2 images: COVID/a.png, Normal/a.png; expected"),
+    ("c.png,P1\nNormal/c.png,P2", "gives Normal/c.png the patients P1 and P2")])
+def test_rows_that_fit_several_images_or_give_two_patients_are_refused(tmp_path, put, rows, message):
+    put(tmp_path, "Normal/a.png", "COVID/a.png", "Normal/c.png")
+    (tmp_path / TABLE).write_text(f"file,patient\n{rows}\n")
+    with pytest.raises(ValueError, match=message):
+        index_images(tmp_path)
 
 
 def test_cells_are_text_and_say_nothing_where_they_are_blank(tmp_path):
@@ -125,13 +133,6 @@ def test_cells_are_text_and_say_nothing_where_they_are_blank(tmp_path):
     assert rows.index.tolist() == [2, 3, 4, 6]
 
 
-def test_two_patients_of_one_image_are_refused(tmp_path):
-    put(tmp_path, "Normal/a.png")
-    (tmp_path / "films.csv").write_text("file,patient\na.png,P1\nNormal/a.png,P2\n")
-    with pytest.raises(ValueError, match=r"gives Normal/a.png the patients P1 and P2"):
-        index_images(tmp_path)
-
-
 @pytest.mark.parametrize(("text", "message"), [
     ("name,patient\na,b\n", "no column for the image"), ("", "expected a CSV table"),
     ("file\n\xff", "UTF-8")])
@@ -143,26 +144,18 @@ def test_what_is_no_table_is_said(tmp_path, text, message):
 
 # --------------------------------------------------------------------------------------------- the classes
 
-def classes_of(root: Path, **options: bool) -> list[str]:
-    return index_images(root, **options).attrs["classes"]
+@pytest.mark.parametrize(("names", "classes"), [
+    ([*(f"train/{grade}/a.png" for grade in range(5)), "val/0/b.png", "val/1/c.png"], list(GRADES)),
+    (["0/a.png", "1/b.png"], ["0", "1"]), (["Healthy/a.png", "Severe/b.png"], ["Healthy", "Severe"])])
+def test_numbers_are_grades_only_among_all_five_or_where_asked(tmp_path, put, names, classes):
+    put(tmp_path, *names)
+    assert index_images(tmp_path).attrs["classes"] == classes
+    graded = index_images(tmp_path, graded=True)
+    assert graded.attrs["classes"] == list(GRADES)
+    assert {"grade_0"} <= set(graded["class"]) <= set(GRADES)
 
 
-def test_numbers_are_grades_only_among_all_five_or_where_asked(tmp_path):
-    put(tmp_path / "five", *(f"{grade}/a.png" for grade in range(5)))
-    put(tmp_path / "words", *(f"{name}/a.png" for name in GRADE_NAMES))
-    put(tmp_path / "two", "0/a.png", "1/b.png")
-    put(tmp_path / "ends", "Healthy/a.png", "Severe/b.png")
-    put(tmp_path / "parts", *(f"train/{grade}/a.png" for grade in range(5)), "val/0/b.png", "val/1/c.png")
-    assert classes_of(tmp_path / "five") == classes_of(tmp_path / "words") == list(GRADES)
-    assert classes_of(tmp_path / "parts") == list(GRADES)
-    assert classes_of(tmp_path / "two") == ["0", "1"]
-    assert classes_of(tmp_path / "ends") == ["Healthy", "Severe"]
-    for name in ("two", "ends"):
-        assert classes_of(tmp_path / name, graded=True) == list(GRADES)
-    assert index_images(tmp_path / "two", graded=True)["class"].tolist() == ["grade_0", "grade_1"]
-
-
-def test_folders_inside_a_class_are_no_class(tmp_path):
+def test_folders_inside_a_class_are_no_class(tmp_path, put):
     put(tmp_path / "raw", "COVID/patient7/1/2.png", "COVID/Normal/3.png", "Normal/viral/4.png",
         "Normal/0/images/5.png")
     images = index_images(tmp_path / "raw")
@@ -171,12 +164,12 @@ def test_folders_inside_a_class_are_no_class(tmp_path):
     assert index_images(tmp_path / "organized")["class"].value_counts().to_dict() == {"COVID": 2, "Normal": 2}
 
 
-def test_names_that_differ_in_case_or_unicode_form_are_one_class(tmp_path):
+def test_names_that_differ_in_case_or_unicode_form_are_one_class(tmp_path, put):
     put(tmp_path, "Ödem/a.png", "O\u0308dem/b.png", "ÖDEM/c.png", "other/d.png")
-    assert len(classes_of(tmp_path)) == 2
+    assert len(index_images(tmp_path).attrs["classes"]) == 2
 
 
-def test_what_kaggle_unpacks_is_understood(tmp_path):
+def test_what_kaggle_unpacks_is_understood(tmp_path, put):
     put(tmp_path, "archive/chest_xray/train/NORMAL/a.png", "archive/chest_xray/train/PNEUMONIA/b.png",
         "archive/chest_xray/test/NORMAL/c.png", "archive/chest_xray/__MACOSX/train/NORMAL/d.png",
         "archive/chest_xray/chest_xray/train/NORMAL/a.png")
@@ -188,7 +181,7 @@ def test_what_kaggle_unpacks_is_understood(tmp_path):
 
 @pytest.mark.parametrize("of", ["file", "folder"])
 @pytest.mark.parametrize("target", ["train/Normal", "val/COVID"])
-def test_a_link_into_another_class_or_split_is_refused(tmp_path, of, target):
+def test_a_link_into_another_class_or_split_is_refused(tmp_path, put, of, target):
     put(tmp_path, "train/COVID/a.png", f"{target}/b.png")
     link = tmp_path / "train" / "COVID" / ("link.png" if of == "file" else "link")
     link.symlink_to(tmp_path / target / ("b.png" if of == "file" else ""))
@@ -196,7 +189,7 @@ def test_a_link_into_another_class_or_split_is_refused(tmp_path, of, target):
         index_images(tmp_path)
 
 
-def test_links_out_of_the_folder_and_back_up_are_followed_or_left(tmp_path):
+def test_links_out_of_the_folder_and_back_up_are_followed_or_left(tmp_path, put):
     put(tmp_path / "elsewhere", "b.png")
     put(tmp_path / "data", "Normal/a.png")
     (tmp_path / "data" / "COVID").symlink_to(tmp_path / "elsewhere")
@@ -206,16 +199,47 @@ def test_links_out_of_the_folder_and_back_up_are_followed_or_left(tmp_path):
 
 # -------------------------------------------------------------------------------- nothing without a word
 
-def test_rare_names_of_images_are_taken(tmp_path):
-    put(tmp_path, "Normal/a.jfif", "Normal/b.jpe", "Normal/c.IMA", "Normal/._d.png", "Normal/masks/e.png",
-        ".git/f.png")
-    dicom = tmp_path / "Normal" / "1.2.840.113619.2.55"
-    dicom.write_bytes(bytes(128) + b"DICM" + bytes(20))
-    found = [Path(name).name for name in index_images(tmp_path).index]
-    assert found == ["1.2.840.113619.2.55", "a.jfif", "b.jpe", "c.IMA"]
+def test_images_are_found_by_names_common_and_rare_in_an_order_of_these_alone(tmp_path, put, monkeypatch):
+    names = ["a/1.2.840.113619.2.55", "a/deep/w y, z.webp", "a/deep/x.jpeg", "a/v.IMA", "a/w.jpe", "a/x.jfif",
+             "a/y.bmp", "b/10.PNG", "b/2.png", "noext"]
+    root = put(tmp_path / "set", *names, "a/Masks/m.png", ".hidden/h.png", ".image.png", "a/._image.png",
+               ".DS_Store", "notes.txt", "readme")
+    for dicom in (names[0], names[-1]):
+        (root / dicom).write_bytes(bytes(128) + b"DICM" + bytes(20))
+    assert index_images(root).index.tolist() == names
+    walk = os.walk
+
+    def backwards(*args, **kwargs):
+        for folder, folders, files in walk(*args, **kwargs):
+            folders.reverse()
+            yield folder, folders, files[::-1]
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert index_images(str(root)).index.tolist() == names
 
 
-def test_images_beside_the_splits_are_named_by_what_leaves_them_out(tmp_path, capsys):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_a_pipe_is_no_image_and_a_link_to_nothing_is_one_that_cannot_be_read(tmp_path, put):
+    root = put(tmp_path / "set", "a/1.png")
+    os.mkfifo(root / "a" / "2.png")
+    (root / "a" / "3.png").symlink_to(tmp_path / "absent")
+    assert index_images(root).index.tolist() == ["a/1.png", "a/3.png"]
+
+
+def test_class_split_and_patient_of_each_image(tmp_path, put):
+    put(tmp_path, "train/PNEUMONIA/person1_virus_2.png", "test/NORMAL/images/x.png", "test/loose.png",
+        "train/NORMAL/images/x.png", "Validation/NORMAL/IM-0001-0001.png")
+    images = index_images(tmp_path)
+    assert images["path"].tolist() == [str(tmp_path / name) for name in images.index]
+    assert images.drop(columns="path").T.to_dict("list") == {
+        "Validation/NORMAL/IM-0001-0001.png": ["Normal", "val", "IM-0001", "file name"],
+        "test/NORMAL/images/x.png": ["Normal", "test", "test/NORMAL/images/x", "own"],  # not the x of train
+        "test/loose.png": ["", "test", "test/loose", "own"],
+        "train/NORMAL/images/x.png": ["Normal", "train", "train/NORMAL/images/x", "own"],
+        "train/PNEUMONIA/person1_virus_2.png": ["Pneumonia", "train", "person1", "file name"]}
+
+
+def test_images_beside_the_splits_are_named_by_what_leaves_them_out(tmp_path, put, capsys):
     put(tmp_path, *(f"{part}/{label}/{i}.png" for part in ("train", "val", "dev")
                     for label in ("Normal", "COVID") for i in range(2)), "stray.png")
     images = index_images(tmp_path)
@@ -228,9 +252,7 @@ def test_images_beside_the_splits_are_named_by_what_leaves_them_out(tmp_path, ca
     assert summary.left_out == {"not in a class folder": images.index[images["class"] == ""].tolist()}
 
 
-
-
-def test_a_folder_without_rights_is_said(tmp_path, monkeypatch):
+def test_a_folder_without_rights_is_said(tmp_path, put, monkeypatch):
     put(tmp_path, "Normal/a.png", "COVID/b.png")
     scan = os.scandir
 
@@ -245,24 +267,27 @@ def test_a_folder_without_rights_is_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda path: None, "no such folder"), (lambda path: path.write_text(""), "a file"),
-    (lambda path: path.mkdir(), "empty folder"),
-    (lambda path: put(path, "notes.txt"), r"no radiographs among 1 files \(1 .txt\)")])
-def test_what_holds_no_images_is_said(tmp_path, make, message):
-    make(tmp_path / "data")
+    (lambda path, put: None, "no such folder"), (lambda path, put: path.write_text(""), "a file"),
+    (lambda path, put: path.mkdir(), "empty folder"),
+    (lambda path, put: put(path, "notes.txt"), r"no radiographs among 1 files \(1 .txt\)")])
+def test_what_holds_no_images_is_said(tmp_path, put, make, message):
+    make(tmp_path / "data", put)
     with pytest.raises(ValueError, match=message):
         index_images(tmp_path / "data")
 
 
 # ----------------------------------------------------------------------------------------- label files
 
-def test_a_label_file_says_which_class_has_which_number(tmp_path):
+@pytest.mark.parametrize(("numbers", "classes"), [
+    ((0, 1), ["COVID", "Normal"]), ((1, 1), ["class 0", "class 1"])])
+def test_a_label_file_says_which_class_has_which_number(tmp_path, put, numbers, classes):
     put(tmp_path, "COVID/a.png", "NORMAL/b.png")
     file = tmp_path / "dataset.json"
-    file.write_text(json.dumps({"labels": [["NORMAL/b.png", 1], ["COVID/a.png", 0]]}))
+    file.write_text(json.dumps({"labels": [["NORMAL/b.png", numbers[1]], ["COVID/a.png", numbers[0]]]}))
     folder = RadiographFolder(file, 32)
-    assert folder.classes == ["COVID", "Normal"]
-    assert folder.samples == [(str(tmp_path / "COVID/a.png"), 0), (str(tmp_path / "NORMAL/b.png"), 1)]
+    assert folder.classes == classes
+    assert folder.samples == [(str(tmp_path / "COVID/a.png"), numbers[0]),
+                              (str(tmp_path / "NORMAL/b.png"), numbers[1])]
 
 
 @pytest.mark.parametrize("labels", [

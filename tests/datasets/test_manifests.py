@@ -1,10 +1,10 @@
 """What a generator has seen is known by what the images show, however they were stored."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genailab_helpers.datasets.index import check_manifest, image_hashes
@@ -15,12 +15,9 @@ def noise(n: int, seed: int) -> Tensor:
     return torch.rand((n, 1, 24, 20), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_an_image_keeps_its_name_in_a_file(tmp_path: Path) -> None:
+def test_an_image_keeps_its_name_in_a_file(tmp_path: Path, write: Callable[..., Path]) -> None:
     images = noise(4, 0)
-    stored = []
-    for i, image in enumerate(images):
-        Image.fromarray(((image[0] + 1) * 127.5).round().byte().numpy()).save(tmp_path / f"{i}.png")
-        stored.append(read_radiograph(tmp_path / f"{i}.png"))
+    stored = [read_radiograph(write(tmp_path / f"{i}.png", image)) for i, image in enumerate(images)]
     assert image_hashes(torch.stack(stored)) == image_hashes(images)
 
 

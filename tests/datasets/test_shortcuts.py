@@ -8,27 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from genailab_helpers.datasets import shortcuts
 from genailab_helpers.datasets.index import index_images
-from genailab_helpers.datasets.shortcuts import (
-    ALPHA,
-    EFFECT,
-    N_PERMUTATIONS,
-    LabelSignal,
-    ShortcutReport,
-    ShortcutRow,
-    audit_shortcuts,
-    label_signal,
-)
+from genailab_helpers.datasets.shortcuts import ALPHA, LabelSignal, audit_shortcuts, label_signal
 from genailab_helpers.lessons.figures import shortcut_figure
 from genailab_helpers.phantoms.chest import CONFOUNDERS, FINDINGS, ChestAnatomy, render_chests, sample_chests
 from genailab_helpers.statistics import Interval
 
 NORMAL_OR_PNEUMONIA = ("Normal", "Pneumonia")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
 
 
 def write(path: Path, levels: np.ndarray) -> None:
@@ -43,12 +30,6 @@ def noise(root: Path, n_images: int, size: tuple[int, int] = (32, 32), seed: int
     for i in range(n_images):
         write(root / classes[i % len(classes)] / f"{i}.png", generator.integers(0, 256, size[::-1]))
     return index_images(root)
-
-
-def two_sizes(root: Path, n_covid: int) -> pd.DataFrame:
-    """Write 30 normal images, and some of COVID in another size."""
-    noise(root, 30, classes=["Normal"])
-    return noise(root, n_covid, (48, 40), seed=1, classes=["COVID"])
 
 
 def chests(root: Path, anatomy: ChestAnatomy, labels: Sequence[str] | None = None) -> pd.DataFrame:
@@ -72,13 +53,14 @@ def test_noise_has_no_shortcut_and_files_alike_give_p_of_one(tmp_path: Path) -> 
 
 
 def test_size_tied_to_a_class_is_flagged_named_and_drawn(tmp_path: Path) -> None:
-    report = audit_shortcuts(two_sizes(tmp_path / "set", 15))
+    noise(tmp_path / "set", 30, classes=["Normal"])
+    report = audit_shortcuts(noise(tmp_path / "set", 15, (48, 40), seed=1, classes=["COVID"]))
     row = report.rows[0]
     assert "file properties" in report.flagged
     assert row.score.value == row.balanced == row.clearest_score == 1.0
     assert row.effect == 0.5
     assert row.chance == pytest.approx(30 / 45)
-    assert row.p == pytest.approx(1 / (N_PERMUTATIONS + 1))
+    assert row.p == pytest.approx(1 / (shortcuts.N_PERMUTATIONS + 1))
     assert "Shortcut: file properties" in report.verdict
     assert "YES" in str(report)
     figure = shortcut_figure(report)
@@ -98,13 +80,12 @@ def test_planted_marks_are_flagged_and_clean_phantoms_are_not(tmp_path: Path, se
 
 
 @pytest.mark.parametrize(("p", "effect", "clue", "flagged"), [
-    (0.0002, EFFECT, True, True), (0.0002, 0.049, True, False), (ALPHA, 0.3, True, False),
+    (0.0002, shortcuts.EFFECT, True, True), (0.0002, 0.049, True, False), (ALPHA, 0.3, True, False),
     (0.0002, 0.3, False, False)])
-def test_a_flag_needs_a_small_p_and_an_effect_of_five_points(
-        p: float, effect: float, clue: bool, flagged: bool) -> None:
+def test_a_flag_needs_a_small_p_and_an_effect_of_five_points(p, effect, clue, flagged) -> None:
     score = Interval(0.5 + effect, 0.5, 0.6, 2000)
-    row = ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect, "COVID", 0.6, 0.5)
-    report = ShortcutReport((row,), ("Normal", "COVID"), 2000, 0, 0)
+    row = shortcuts.ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect, "COVID", 0.6, 0.5)
+    report = shortcuts.ShortcutReport((row,), ("Normal", "COVID"), 2000, 0, 0)
     assert row.flagged == flagged
     assert report.flagged == ["four corners"] * flagged
     assert ("No shortcut" in report.verdict) == (not flagged)

@@ -278,7 +278,17 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: s
     Raises
     ------
     ValueError
-        At the first tensor that is missing, unknown, or of another shape.
+        At the first tensor that is missing, unknown, of another shape, or not finite.
+    """
+    module.load_state_dict(fitting_weights(module, tensors, path, prefix))
+
+
+def fitting_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path,
+                    prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under the names of a module, which may be on the device "meta".
+
+    Parameters and errors are those of `load_weights`. On "meta" a module has shapes and takes no memory: so a
+    recipe of a few bytes that asks for gigabytes is refused before they are taken.
     """
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     wanted = module.state_dict()
@@ -287,7 +297,9 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: s
     if name := next((name for name in [*needs, *has] if has.get(name) != needs.get(name)), None):
         raise ValueError(f"{path}: another architecture; first difference at {name}: "
                          f"the file has {has.get(name, 'none')}, the model needs {needs.get(name, 'none')}")
-    module.load_state_dict(found)
+    if name := next((name for name, tensor in found.items() if not tensor.isfinite().all()), None):
+        raise ValueError(f"{path}: {name} holds numbers that are not finite; train again")
+    return found
 
 
 def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> str | None:

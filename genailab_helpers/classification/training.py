@@ -162,8 +162,6 @@ def load_classifier(path: str | Path) -> Classifier:
     _check_recipe(path, recipe)
     if least_size(recipe["backbone"]) > sum(tensor.numel() for tensor in tensors.values()):
         raise ValueError(f"{path}: holds fewer weights than {recipe['backbone']} has; train again")
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{path}: {broken[0]} holds numbers that are not finite; train again")
     loss = LOSSES[recipe["loss"]](len(recipe["classes"]))
     network = build_backbone(recipe["backbone"], loss.head, pretrained=False).eval()
     load_weights(network, tensors, path)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genailab_helpers.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from genailab_helpers.checkpoints import fitting_weights, load_checkpoint, save_checkpoint
 from genailab_helpers.diffusion.architectures import UNet2D
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 80.0  # Karras et al. 2022 end at 0.002, a quarter of a grey level of 8 bits
@@ -275,7 +275,7 @@ def build_denoiser(recipe: dict[str, Any]) -> Denoiser:
         network = UNet2D(**{**recipe["network"],
                             "channel_multipliers": tuple(recipe["network"]["channel_multipliers"])})
         return Denoiser(network, recipe["img_size"], recipe["n_components"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the recipe describes no denoiser of this project ({error}): "
                          f"expected the fields network, img_size and n_components") from error
 
@@ -317,14 +317,18 @@ def load_denoiser(path: str | Path) -> Denoiser:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, of another kind, or of another architecture; the message says which.
+        If the file is damaged, of another kind, of another architecture, or holds weights that are not
+        finite; the message says which.
     """
     checkpoint = load_checkpoint(path)
     try:
-        denoiser = build_denoiser(checkpoint.recipe)
+        with torch.device("meta"):
+            shapes = build_denoiser(checkpoint.recipe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    load_weights(denoiser, checkpoint.tensors, path, prefix=WEIGHTS)
+    weights = fitting_weights(shapes, checkpoint.tensors, path, WEIGHTS)
+    denoiser = build_denoiser(checkpoint.recipe)
+    denoiser.load_state_dict(weights)
     # A tenth quicker
     denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return denoiser.eval()

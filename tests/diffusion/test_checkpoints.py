@@ -120,6 +120,24 @@ def test_a_recipe_that_contradicts_its_weights_is_refused(model_file):
         load_denoiser(model_file)
 
 
+@pytest.mark.parametrize("change", [
+    {"img_size": 10**9}, {"network": {"base_channels": 10**7}}, {"network": {"time_emb_dim": 10**9}}])
+def test_a_recipe_that_asks_for_gigabytes_is_refused_before_they_are_taken(model_file, change):
+    tensors, recipe = load_checkpoint(model_file)
+    recipe = {**recipe, **change, "network": {**recipe["network"], **change.get("network", {})}}
+    save_checkpoint(model_file, tensors, recipe)
+    with pytest.raises(ValueError, match=r"model.safetensors: (another arch|the recipe describes no)"):
+        load_denoiser(model_file)
+
+
+def test_weights_that_are_not_finite_are_refused(model_file):
+    tensors, recipe = load_checkpoint(model_file)
+    tensors["denoiser.network.first.1.bias"][0] = torch.nan
+    save_checkpoint(model_file, tensors, recipe)
+    with pytest.raises(ValueError, match=r"model.safetensors: network.first.1.bias holds .* not finite"):
+        load_denoiser(model_file)
+
+
 def test_the_first_difference_of_recipes_is_named():
     a = {"network": {"levels": [1, 2], "base": 8}, "size": 64}
     assert first_difference(a, json.loads(json.dumps(a))) is None

@@ -165,7 +165,8 @@ class _Pixels:
         place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}"
         self.folder = cache_folder("images") / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         self.folder.mkdir(exist_ok=True, mode=0o700)
-        self.keys = [f"{file_state(name, path)}.u8" for name, path in images["path"].items()]
+        self.paths = images["path"].tolist()  # a look into the table costs more than a small file's reading
+        self.keys = [f"{file_state(*image)}.u8" for image in zip(images.index, self.paths, strict=True)]
         self.checked = np.zeros(len(images), dtype=bool)
         held = set(os.listdir(self.folder))
         errors = self._decode_all([i for i, key in enumerate(self.keys) if key not in held], on_unreadable)
@@ -178,7 +179,8 @@ class _Pixels:
             warnings.warn(f"{len(errors)} of {len(images)} images cannot be read and are left out: "
                           f"{named}{more}", stacklevel=3)
             self.images = images.drop(index=images.index[list(errors)])
-            self.keys = [key for i, key in enumerate(self.keys) if i not in errors]
+            kept = [i for i in range(len(images)) if i not in errors]
+            self.keys, self.paths = [self.keys[i] for i in kept], [self.paths[i] for i in kept]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of one image, uint8 `(img_size, img_size)`."""
@@ -194,7 +196,7 @@ class _Pixels:
         return levels.reshape(self.img_size, self.img_size)
 
     def _decode(self, index: int) -> np.ndarray:
-        image = read_radiograph(self.images["path"].iat[index], self.img_size, self.bits or 16)
+        image = read_radiograph(self.paths[index], self.img_size, self.bits or 16)
         levels = image[0].add(1).div(2).mul(255).round().to(torch.uint8).numpy()
         with whole_file(self.folder / self.keys[index], sync=False) as path:
             path.chmod(0o600)

@@ -12,7 +12,6 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from genailab_helpers.checkpoints import cache_folder, whole_file
-from genailab_helpers.datasets.index import file_state, index_images, torn_patients
+from genailab_helpers.datasets.index import file_state, index_images, threaded, torn_patients
 from genailab_helpers.datasets.names import GRADES, SPLITS
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 from genailab_helpers.statistics import grouped_folds
@@ -165,11 +164,12 @@ class _Pixels:
         place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}"
         self.folder = cache_folder("images") / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         self.folder.mkdir(exist_ok=True, mode=0o700)
-        self.paths = images["path"].tolist()  # a look into the table costs more than a small file's reading
-        self.keys = [f"{file_state(*image)}.u8" for image in zip(images.index, self.paths, strict=True)]
+        self.paths = images["path"].array  # a look into the table costs more than a small file's reading
+        states = (file_state(*image).encode() for image in zip(images.index, self.paths, strict=True))
+        self.keys = np.fromiter(states, "S32", len(images))
         self.checked = np.zeros(len(images), dtype=bool)
-        held = set(os.listdir(self.folder))
-        errors = self._decode_all([i for i, key in enumerate(self.keys) if key not in held], on_unreadable)
+        missing = [i for i in range(len(images)) if not os.path.exists(self._file(i))]
+        errors = self._decode_all(missing, on_unreadable)
         if len(errors) == len(images):
             first = f"; the first: {errors[0]}" if errors else ""
             raise ValueError(f"none of {len(images)} images can be read{first}")
@@ -180,12 +180,12 @@ class _Pixels:
                           f"{named}{more}", stacklevel=3)
             self.images = images.drop(index=images.index[list(errors)])
             kept = [i for i in range(len(images)) if i not in errors]
-            self.keys, self.paths = [self.keys[i] for i in kept], [self.paths[i] for i in kept]
+            self.keys, self.paths = self.keys[kept], self.paths[kept]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of one image, uint8 `(img_size, img_size)`."""
         try:
-            content = np.fromfile(self.folder / self.keys[index], np.uint8)
+            content = np.fromfile(self._file(index), np.uint8)
         except OSError:  # the cache was emptied meanwhile
             content = np.empty(0, np.uint8)
         levels = content[:-4]
@@ -195,10 +195,13 @@ class _Pixels:
         self.checked[index] = True
         return levels.reshape(self.img_size, self.img_size)
 
+    def _file(self, index: int) -> str:
+        return f"{self.folder}/{self.keys[index].decode()}.u8"
+
     def _decode(self, index: int) -> np.ndarray:
         image = read_radiograph(self.paths[index], self.img_size, self.bits or 16)
         levels = image[0].add(1).div(2).mul(255).round().to(torch.uint8).numpy()
-        with whole_file(self.folder / self.keys[index], sync=False) as path:
+        with whole_file(self._file(index), sync=False) as path:
             path.chmod(0o600)
             path.write_bytes(levels.tobytes() + zlib.crc32(levels.data).to_bytes(4, "little"))
         return levels
@@ -227,14 +230,10 @@ class _Pixels:
             return None
 
         # the reader turns warnings off and on again, which threads do in any order: put all back at the end
-        pool = ThreadPoolExecutor()
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                working = zip(missing, pool.map(error_of, missing), strict=True)
-                bar = tqdm(working, "reading", len(missing), unit="image", delay=5, leave=False, disable=None)
-                return {index: error for index, error in bar if error}
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with warnings.catch_warnings(action="ignore"):
+            working = zip(missing, threaded(error_of, missing), strict=True)
+            bar = tqdm(working, "reading", len(missing), unit="image", delay=5, leave=False, disable=None)
+            return {index: error for index, error in bar if error}
 
 
 def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool = False,

@@ -64,8 +64,8 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
     """
     check_images(images)
     features = np.empty((len(images), N_FEATURES))
-    files = _cache_files(images, side)
-    missing = [i for i, file in enumerate(files) if not (cache and _read(file, features[i]))]
+    files = _cache_files(images, side) if cache else []
+    missing = [i for i in range(len(images)) if not (cache and _read(files[i], features[i]))]
     for start in range(0, len(missing), batch_size):
         rows = missing[start:start + batch_size]
         features[rows] = _forward(lite0_network(str(images.device)), images[rows], side)
@@ -129,7 +129,7 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
 
 
 def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
-    folder = cache_folder() / "features" / f"{_NETWORK}-{side}"
+    folder = cache_folder("features") / f"{_NETWORK}-{side}"
     return [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.npy"
             for image in images.detach().cpu().numpy()]
 
@@ -137,8 +137,11 @@ def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
 def _read(file: Path, into: np.ndarray) -> bool:
     """Fill `into` from a cache file; say whether that went well."""
     try:
-        into[:] = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, cut short, no array, or one of another length
+        vector = np.load(file, allow_pickle=False)
+        if vector.shape != into.shape:
+            return False
+        into[:] = vector
+    except (OSError, ValueError, EOFError):  # absent, cut short, or no array
         return False
     return bool(np.isfinite(into).all())
 

@@ -70,7 +70,8 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
                    "mean_of_last_100_losses": round(sum(losses[-100:]) / len(losses[-100:]), 4),
                    "date": datetime.now(UTC).date().isoformat()}
         write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
-        save_denoiser(output / MODEL, model, {"run": recipe}, half=True)  # last: it says that all is there
+        told = recipe | {"data": Path(data).name}  # a model that travels names no folder of this machine
+        save_denoiser(output / MODEL, model, {"run": told}, half=True)  # last: it says that all is there
     done = json.loads((output / RECIPE).read_bytes())
     echo(f"{done['steps']} steps, {done['seconds_a_step']} s a step, loss {done['mean_of_last_100_losses']} "
          f"(1: the best linear estimate)\nLook at {output}; sample images with: genailab sample {output}")
@@ -120,6 +121,9 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     if denoiser.num_classes is None and guidance != 1:
         raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")
     classes = json.loads((run_folder / RECIPE).read_bytes())["classes"]  # in the order of the labels
+    if len(classes) != (denoiser.num_classes or 1):
+        raise ValueError(f"{run_folder}: {RECIPE} names {len(classes)} classes, {MODEL} knows "
+                         f"{denoiser.num_classes or 1}; train again")
     of_images = np.repeat(np.arange(len(classes)), list(classes.values()))
     labels = of_images[((np.arange(n_samples) + 0.5) * len(of_images) / n_samples).astype(int)]
     told = torch.from_numpy(labels) if denoiser.num_classes else None

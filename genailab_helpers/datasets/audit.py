@@ -437,7 +437,7 @@ def _table(data: Evidence) -> Found:
                                  ("duplicate across splits", "split", "split")):
         other = (said[column] != "") & (folders[column] != "") & (said[column] != folders[column])
         yield _of(check, said.index[other], f"lie in another {where} than {table} says.")
-    n_classes = rows.groupby("file")["class"].nunique()
+    n_classes = rows[rows["class"] != ""].groupby("file")["class"].nunique()
     twice = n_classes.index[n_classes > 1]
     yield "conflicting labels", twice, f"{table} gives {_count(len(twice))} two classes."
 

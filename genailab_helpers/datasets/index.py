@@ -369,7 +369,8 @@ def _index_labels(file: Path) -> pd.DataFrame:
     if all(GRADES[number:number + 1] == (name,) for number, name in alone.items()) and alone:
         classes = list(GRADES)
     images["class"] = [classes[number] for number in images.pop("number")]
-    images.attrs["classes"] = classes
+    images["split"] = ""  # the file numbers classes and knows no parts
+    images.attrs |= {"classes": classes, "splits": [], "empty": {}}
     return images
 
 

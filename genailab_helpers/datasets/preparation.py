@@ -13,7 +13,6 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files
+from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
@@ -564,7 +563,8 @@ def _check_output(images: pd.DataFrame, output: str | Path, replace: bool) -> No
     if target.is_file() or (holds_files(target) and not replace):
         raise FileExistsError(f"{target}: expected a new or empty folder; choose another, or replace this "
                               "one with --replace")
-    _refuse_foreign(target)
+    if replace:
+        _refuse_foreign(target)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -614,13 +614,9 @@ def _fill(new: Path, placed: pd.DataFrame,
 
     for parent in {(new / file).parent for file in placed["file"]} if make else ():
         parent.mkdir(parents=True, exist_ok=True)
-    pool = ThreadPoolExecutor()
-    try:
-        with warnings.catch_warnings():  # reading in threads would leave the filters of warnings changed
-            working = pool.map(made, placed["path"], placed["file"])
-            reasons = np.array(list(tqdm(working, "writing images", len(placed), unit="image", disable=None)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with warnings.catch_warnings():  # reading in threads would leave the filters of warnings changed
+        working = threaded(lambda row: made(*row), list(zip(placed["path"], placed["file"], strict=True)))
+        reasons = np.array(list(tqdm(working, "writing images", len(placed), unit="image", disable=None)))
     told = sorted(zip(placed["source"], reasons, strict=True))
     bad = [f"{source}: {reason}" for source, reason in told if reason]
     if len(bad) == len(placed):

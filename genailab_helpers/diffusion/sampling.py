@@ -347,7 +347,7 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
 
 def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int = 0,
              labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
-             first: int = 0, linear_above: float = math.inf) -> Iterator[Tensor]:
+             linear_above: float = math.inf) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.
 
     Parameters
@@ -359,8 +359,6 @@ def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed:
     batch_size : int, default 16
         Images at a time; it does not change the images, up to rounding. 16 of 64x64 pixels fit the caches of
         a processor; a graphics card is quicker with more.
-    first : int, default 0
-        So many images are left out at the beginning: a run that was stopped has them already.
 
     Yields
     ------
@@ -368,9 +366,7 @@ def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed:
         (at most batch_size, C, H, W) float32 in [-1, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, first, batch_size):  # draw the noise of those left out, and drop it
-        torch.randn((min(batch_size, first - start), *denoiser.image_shape), generator=generator)
-    for start in range(first, n_samples, batch_size):
+    for start in range(0, n_samples, batch_size):
         part = labels if labels is None else labels[start:start + batch_size]
         yield _from_noise(dpm_step, denoiser, min(batch_size, n_samples - start), n_steps, generator, part,
                           guidance, None, linear_above)

@@ -144,7 +144,7 @@ def train_image_diffusion(dataloader: Iterable[Any], img_size: int, n_epochs: in
     every batch. On CUDA the network works in bfloat16 where the card has it; weights stay in float32.
     """
     if n_epochs is not None:
-        n_steps = min(n_epochs * _n_batches(dataloader), n_steps or sys.maxsize)
+        n_steps = min(n_epochs * _n_batches(dataloader), sys.maxsize if n_steps is None else n_steps)
     processes = join_processes()
     where = processes.device if processes.num_processes > 1 else choose_device(device)
     state = TrainingState(_own_model(model, dataloader, img_size, num_classes, seed), lr, where)
@@ -333,7 +333,9 @@ class Muon(torch.optim.Optimizer):
             alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    if "average" not in self.state[p]:
+                        self.state[p]["average"] = torch.zeros_like(p)
+                    average = self.state[p]["average"]
                     average.lerp_(p.grad, 1 - group["momentum"])
                     ahead = p.grad.lerp(average, group["momentum"]).flatten(1)  # Nesterov
                     alike.setdefault(ahead.shape, []).append((p, ahead))

@@ -64,6 +64,14 @@ def trained(genailab, images: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+def test_a_recipe_of_other_classes_than_the_models_is_refused(trained: Path, tmp_path: Path,
+                                                              genailab) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / RECIPE).write_text(json.dumps(recipe_of(run) | {"classes": {"Normal": 24}}))
+    assert "names 1 classes, model.safetensors knows 2" in genailab.refuse(
+        "sample", run, "--output", tmp_path / "new")
+
+
 def recipe_of(run: Path) -> dict:
     return json.loads((run / RECIPE).read_text())
 
@@ -74,6 +82,7 @@ def test_run_holds_its_recipe_and_a_class_conditional_model(trained: Path, image
     assert (recipe["data"], recipe["img_size"], recipe["seed"], recipe["steps"], recipe["processes"]) == (
         str(images), 16, 0, 3, 1)
     assert load_denoiser(trained / MODEL).num_classes == 2
+    assert load_checkpoint(trained / MODEL).recipe["run"] == recipe | {"data": images.name}  # no folder
     before = (trained / MODEL).read_bytes(), (trained / RECIPE).read_bytes()
     train(images, 3, trained)  # a finished run is left as it is
     assert before == ((trained / MODEL).read_bytes(), (trained / RECIPE).read_bytes())

@@ -370,6 +370,15 @@ def test_labels_agree_with_the_folder_and_read_back(tmp_path, put, names, classe
         preparation.write_labels(index_images(root), tmp_path / "labels.json")
 
 
+def test_labels_of_a_divided_folder_read_back_as_one_whole(tmp_path, put) -> None:
+    root = put(tmp_path / "set", "train/COVID/a.png", "train/Normal/b.png", "val/Normal/c.png")
+    preparation.write_labels(index_images(root))
+    back = RadiographFolder(root / "dataset.json", 16)
+    assert back.classes == ["Normal", "COVID"]
+    assert sorted(back.targets) == [0, 0, 1]
+    assert set(back.images["split"]) == {""}
+
+
 # ---------------------------------------------------------------------------------- whole or not at all
 
 def test_places_that_are_refused(organized: Path, tmp_path: Path) -> None:

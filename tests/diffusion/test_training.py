@@ -344,6 +344,7 @@ def batches(**change):
     (iter(batches()), {"n_steps": None, "n_epochs": 1}, r"does not know its length: give n_steps"),
     (batches(), {"n_steps": None}, r"how long to train"),
     (batches(), {"n_steps": 0}, r"n_steps=0: expected more than 0"),
+    (batches(), {"n_epochs": 1, "n_steps": 0}, r"n_steps=0: expected more than 0"),
     (batches(), {"n_epochs": 0, "n_steps": None}, r"n_steps=0: expected more than 0"),
     (batches(), {"minutes": -1.0}, r"minutes=-1.0: expected more than 0"),
     (batches(), {"num_classes": 3}, r"made for img_size=8 and num_classes=None, not for 8 and 3"),

@@ -25,11 +25,12 @@ PATIENTS_A_CLASS = 20
 IMAGES_OF_A_PATIENT = (1, 2, 2, 3)  # in turn
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 FOLLOW_UP = {  # what differs between two images of one patient, as standard deviation
-    "shift_x": 0.015, "shift_y": 0.02, "rotation": 0.02, "bend": 0.03, "turn": 0.006, "arm_angle": 0.12,
-    "diaphragm_y": 0.018, "rib_drop": 0.014, "rib_spacing": 0.002, "clavicle_rise": 0.02, "window": 0.3,
-    "contrast": 0.12, "brightness": 0.05, "scatter": 0.08, "magnification": 0.04,
+    "shift_x": 0.6, "shift_y": 0.8, "lean": 0.02, "bend": 0.001, "turn": 0.2, "arm_angle": 0.1,
+    "diaphragm_y": 0.7, "rib_drop": 0.4, "rib_spacing": 0.08, "clavicle_rise": 0.6, "window": 0.12,
+    "contrast": 0.1, "brightness": 0.05, "scatter": 0.1, "magnification": 0.04,
 }
-STEADY = ("magnification", "scatter", "window", "contrast", "brightness", "trunk_width", "lung_density")
+STEADY = ("magnification", "scatter", "window", "contrast", "brightness", "trunk_width", "lung_density",
+          "shift_x", "shift_y", "lean", "vessel_width", "bone_density", "diaphragm_y", "shoulder_y", "breast")
 # what a careful department keeps alike, more than the phantoms of lesson 2 do
 
 
@@ -47,7 +48,7 @@ def render_images(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, 
                  for name, spread in FOLLOW_UP.items()}
         for name in STEADY:
             centre = ChestAnatomy.__dataclass_fields__[name].metadata["mean"]
-            moved[name] = centre + 0.4 * (moved.get(name, getattr(images, name)) - centre)
+            moved[name] = centre + 0.25 * (moved.get(name, getattr(images, name)) - centre)
         images = images.changed(**moved, severity=0.9 + 0.1 * images.severity)
         noise = torch.stack([images.keys[:, 0], torch.arange(len(images)) + 1000 * (number + 1)], dim=1)
         anatomies.append(images.changed(keys=noise))

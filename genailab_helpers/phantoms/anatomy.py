@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -65,9 +65,6 @@ class Anatomy:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
-_A = TypeVar("_A", bound=Anatomy)
-
-
 def draw_fields(kind: type[Anatomy], n_samples: int, seed: int,
                 n_uniform: int) -> tuple[dict[str, Tensor], np.ndarray]:
     """Draw what varies in `n_samples` bodies; body i depends on `seed` and i alone.
@@ -117,19 +114,19 @@ def draw_fields(kind: type[Anatomy], n_samples: int, seed: int,
     return fields, uniform
 
 
-def draw_batches(anatomy: _A, draw: Callable[[_A], tuple[Tensor, dict[str, Tensor]]],
+def draw_batches(anatomy: Anatomy, draw: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
                  batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Draw films `batch_size` at a time, and join the images and the masks.
 
     On the CPU every batch has its own thread, which does better than many threads for each small operation;
     the caller's number of threads is left as it was.
     """
-    batches = [anatomy[i:i + batch_size] for i in range(0, len(anatomy), batch_size)]
+    batches = [slice(i, i + batch_size) for i in range(0, len(anatomy), batch_size)]
     n_threads = torch.get_num_threads()
     if n_threads == 1 or len(batches) == 1 or anatomy.keys.device.type != "cpu" or anatomy.requires_grad:
         parts = [draw(batch) for batch in batches]
     else:
-        def draw_alone(batch: _A) -> tuple[Tensor, dict[str, Tensor]]:
+        def draw_alone(batch: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
                 return draw(batch)
 

@@ -1,15 +1,14 @@
-"""Chest X-rays drawn from known anatomy: sample bodies, project them, keep the truth.
+"""Chest radiographs rendered from known anatomy: sample bodies, project them, keep the truth.
 
-A frontal film as the viewer sees it: the patient's right is on the left. Lengths are in image sides of
-a nominal body, angles in radians, clockwise for the viewer. Fields of shape (N, 2) hold the patient's right
-side first. Everything here is generated; nothing is a film of a person.
-
-Every solid is drawn only in the zone of the films where it lies. It is exactly 0 outside its zone, so that
-the size of the zone, which depends on the other chests of the batch, changes no pixel.
+A frontal image as the viewer sees it: the patient's right is on the left. Lengths are in cm and angles in
+radians; x grows towards the viewer's right, y towards the feet, and (0, 0) is the middle of the chest. Fields
+of shape (N, 2) hold the patient's right side first. Everything here is generated; nothing is an image of a
+person.
 """
 
 # ruff: noqa: RUF009 - `vary` and `given` only wrap `dataclasses.field`
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,9 +18,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genailab_helpers.phantoms import projection
+from genailab_helpers.phantoms import exposure
 from genailab_helpers.phantoms.anatomy import Anatomy, draw_batches, draw_fields, given, vary
-from genailab_helpers.phantoms.projection import Rays, Window, each, ellipsoid, half_chord
+from genailab_helpers.phantoms.exposure import BONE_EXCESS, SOFT
+from genailab_helpers.phantoms.solids import (
+    Ellipsoid,
+    Patch,
+    Placement,
+    Rays,
+    Segments,
+    Solid,
+    Tube,
+    bone,
+    covered,
+    each,
+    half_chord,
+    joined,
+    summed,
+)
 from genailab_helpers.radiographs import check_img_size
 
 FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
@@ -30,96 +44,94 @@ STRUCTURES = ("body", "right_lung", "left_lung", "heart", "mediastinum", "aorta"
               "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm",
               "stomach_bubble")
 
-FILM_SIDE_CM = 38.0
-SOFT = 0.19 * FILM_SIDE_CM  # attenuation of soft tissue an image side, about 70 keV (NIST XCOM: 0.19 / cm)
-BONE_EXCESS = 0.34 * FILM_SIDE_CM  # mixed cortical and spongy bone above soft tissue
+BONES = ("ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "humeri", "spine")
+
+SIDE_CM = 35.0  # of the detector
 N_BLOBS = 6
-N_WAVES = 3
-BRANCHES, LEVELS = 5, 4
-_FINEST = 96  # smaller films are drawn at a multiple of their size and averaged, so that thin things stay
+BRANCHES, LEVELS = 4, 4
+_FINEST = 96  # smaller images get several rays a pixel, so that thin things stay
+OVEREXPOSURE = 1.0  # how many times the photons an overexposed image has too many
+_SIGN = (-1.0, 1.0)  # the patient's right side is on the viewer's left
 
 
 @dataclass(frozen=True)
 class ChestAnatomy(Anatomy):
     """A batch of N chests, every field a tensor whose first axis is N.
 
-    The distributions stand beside the fields: mean and standard deviation in image sides or radians, cut at
-    2.2 standard deviations. Use `changed` to move something, and indexing to take some of the chests.
+    The distributions stand beside the fields: mean and standard deviation, in cm or radians where nothing
+    else is said, cut at 2.2 standard deviations. Sizes are those of adults ([1] Gray's Anatomy, 42nd edition;
+    [2] Simon, Principles of Chest X-Ray Diagnosis; [3] tuned by eye beside radiographs).
     """
 
-    # how the body stands before the detector
-    shift_x: Tensor = vary(0.0, 0.022)
-    shift_y: Tensor = vary(0.038, 0.030)
-    magnification: Tensor = vary(1.11, 0.16)
-    rotation: Tensor = vary(0.0, 0.035)
-    bend: Tensor = vary(0.0, 0.05)  # sideways curve of the trunk
-    turn: Tensor = vary(0.0, 0.008)  # about the long axis: what lies in front moves sideways
-    # trunk, neck, arms
-    trunk_width: Tensor = vary(0.545, 0.050)  # half of it
-    trunk_depth: Tensor = vary(0.23, 0.04)  # half of it
-    shoulder_y: Tensor = vary(0.327, 0.03)
-    neck_width: Tensor = vary(0.146, 0.02)
-    arm_angle: Tensor = vary(0.05, 0.17, 2)
-    arm_width: Tensor = vary(0.088, 0.013)
-    breast_y: Tensor = vary(0.560, 0.025)
-    breast: Tensor = vary(0.01, 0.035)  # thickness; below 0 means none
-    muscle: Tensor = vary(0.029, 0.01)  # thickness over shoulder blade and flank
-    tissue: Tensor = vary(0.0, 1.0, N_WAVES, 4)  # waves of fat and muscle
-    # lungs and diaphragm
-    lung_width: Tensor = vary((0.177, 0.153), 0.011, 2)  # half of it
-    lung_depth: Tensor = vary(0.154, 0.011)  # half of it
-    apex_y: Tensor = vary(0.103, 0.012, 2)
-    lung_density: Tensor = vary(0.25, 0.04)  # share of soft tissue in the lung
-    diaphragm_y: Tensor = vary(0.63, 0.03)  # top of the right dome
-    dome_drop: Tensor = vary(0.014, 0.006)  # how much lower the left one stands
-    dome_height: Tensor = vary(0.205, 0.020, 2)
-    # heart and great vessels
-    heart_x: Tensor = vary(0.062, 0.010)
-    heart_y: Tensor = vary(0.590, 0.015)
-    heart_width: Tensor = vary(0.19, 0.013)  # half of its long axis
-    heart_height: Tensor = vary(0.113, 0.009)  # half of its short axis
-    heart_angle: Tensor = vary(0.88, 0.10)
-    mediastinum_width: Tensor = vary(0.055, 0.006)
-    arch_x: Tensor = vary(0.043, 0.006)
-    arch_radius: Tensor = vary(0.031, 0.005)
-    trachea_width: Tensor = vary(0.0165, 0.0015)  # half of it
-    trachea_tilt: Tensor = vary(0.02, 0.02)
-    vessel_width: Tensor = vary(1.0, 0.12)
+    # how the body stands before the detector [3]
+    shift_x: Tensor = vary(0.0, 1.2)
+    shift_y: Tensor = vary(1.2, 1.6)
+    magnification: Tensor = vary(1.0, 0.15)
+    lean: Tensor = vary(0.0, 0.04)  # slope of the midline
+    bend: Tensor = vary(0.0, 0.0018)  # its curvature per cm
+    turn: Tensor = vary(0.0, 0.3)  # about the long axis: what lies in front moves sideways
+    # trunk, neck, arms [3]
+    trunk_width: Tensor = vary(20.5, 1.7)  # half of it, at the shoulders
+    trunk_depth: Tensor = vary(10.4, 1.2)  # half of it
+    shoulder_y: Tensor = vary(-8.3, 1.0)
+    neck_width: Tensor = vary(5.8, 0.7)  # half of it
+    arm_angle: Tensor = vary(0.28, 0.14, 2)
+    arm_width: Tensor = vary(4.0, 0.5)  # half of it
+    breast: Tensor = vary(0.4, 1.4)  # thickness; below 0 means none
+    # thorax [1]: inner width 27 cm, apex to right dome 22 cm; the left dome is the higher one in 1 of 10 [2]
+    cage_width: Tensor = vary(13.6, 0.5)  # half of it, between the ribs
+    lung_depth: Tensor = vary(6.1, 0.4)  # half of it
+    apex_y: Tensor = vary(-16.4, 0.5)
+    lung_density: Tensor = vary(0.27, 0.045)  # of soft tissue
+    diaphragm_y: Tensor = vary(5.6, 1.1)  # top of the right dome
+    dome_drop: Tensor = vary(0.40, 0.31)  # how much lower the left one stands
+    dome_height: Tensor = vary(4.8, 0.5, 2)  # above the costophrenic angle
+    # heart and great vessels; the cardiothoracic ratio is .45 +- .02 [2]
+    heart_width: Tensor = vary(7.2, 0.3)  # half of its long axis, in a thorax of mean width
+    heart_height: Tensor = vary(4.5, 0.15)  # half of its short axis
+    heart_x: Tensor = vary(2.3, 0.15)
+    heart_rise: Tensor = vary(3.7, 0.35)  # of its centre above the left dome, on which it rests
+    heart_angle: Tensor = vary(0.85, 0.08)
+    mediastinum_width: Tensor = vary(2.4, 0.25)  # half of it
+    arch_radius: Tensor = vary(1.3, 0.2)
+    trachea_width: Tensor = vary(0.8, 0.08)  # half of it
+    hilum: Tensor = vary(1.0, 0.2, 2)  # relative size
+    vessel_width: Tensor = vary(1.4, 0.2)  # relative
     vessel_bend: Tensor = vary(0.0, 1.0, 2, BRANCHES * (2**LEVELS - 1), 2)  # direction and length of each
     # bones
-    cage_width: Tensor = vary(0.324, 0.015)
-    rib_y: Tensor = vary(0.158, 0.010, 2)
-    rib_spacing: Tensor = vary(0.0645, 0.0030)
-    rib_drop: Tensor = vary(0.09, 0.018)
-    rib_radius: Tensor = vary(0.012, 0.0010)
-    rib_wave: Tensor = vary(0.0, 1.0, 2)
-    clavicle_y: Tensor = vary(0.19, 0.012, 2)
-    clavicle_rise: Tensor = vary(0.075, 0.025, 2)
-    clavicles: Tensor = vary(1.3, 0.0)  # 0 leaves them out
-    scapula_x: Tensor = vary(0.35, 0.022, 2)
-    scapula_angle: Tensor = vary(0.22, 0.08, 2)
-    spine: Tensor = vary(0.5, 0.0)  # 0 leaves it out
-    spine_width: Tensor = vary(0.041, 0.003)
-    vertebra_height: Tensor = vary(0.05, 0.002)
-    vertebra_y: Tensor = vary(0.0, 0.02)
-    bone_density: Tensor = vary(0.88, 0.28)
-    # gas below the diaphragm
-    bubble_x: Tensor = vary(0.115, 0.025)
-    bubble_y: Tensor = vary(0.055, 0.018)  # below the left dome
-    bubble_width: Tensor = vary(0.022, 0.016)
+    rib_y: Tensor = vary(0.3, 0.25)  # of the first rib at the spine, below the apex
+    rib_spacing: Tensor = vary(2.5, 0.10)
+    rib_drop: Tensor = vary(3.0, 0.6)  # from spine to flank
+    rib_radius: Tensor = vary(0.5, 0.05)
+    clavicle_y: Tensor = vary(-11.6, 0.6, 2)  # at the breastbone
+    clavicle_rise: Tensor = vary(3.0, 1.0, 2)
+    clavicles: Tensor = vary(1.0, 0.0)  # 0 leaves them out
+    scapula_x: Tensor = vary(0.0, 0.8, 2)  # how far it is moved outwards
+    spine: Tensor = vary(1.0, 0.0)  # 0 leaves it out
+    vertebra_height: Tensor = vary(2.35, 0.08)  # with its disc
+    bone_density: Tensor = vary(1.3, 0.26)  # relative
+    # gas below the left dome [2]
+    bubble_x: Tensor = vary(5.2, 0.9)
+    bubble_depth: Tensor = vary(0.9, 0.3)  # of its upper rim below the dome
+    bubble_width: Tensor = vary(1.6, 0.9)  # half of it; small ones cannot be seen
     # X-ray tube, detector, display
-    kilovolt: Tensor = vary(1.0, 0.08)  # scales all attenuation; softer beams have more contrast
-    quanta: Tensor = vary(90000.0, 30000.0)
-    scatter: Tensor = vary(0.45, 0.17)
-    focal_blur: Tensor = vary(0.035, 0.015)
-    window: Tensor = vary(3.0, 0.52)
-    contrast: Tensor = vary(0.92, 0.24)
-    brightness: Tensor = vary(0.0, 0.08)
+    kilovolt: Tensor = vary(1.0, 0.06)  # scales all attenuation; softer beams have more contrast
+    photons: Tensor = vary(100000.0, 30000.0)  # per mm2 of the open beam
+    scatter: Tensor = vary(1.0, 0.25)  # scattered to primary photons behind the grid
+    blur: Tensor = vary(0.8, 0.2)  # mm, standard deviation
+    window: Tensor = vary(1.55, 0.28)  # relative to the range from lung to abdomen
+    contrast: Tensor = vary(0.92, 0.17)
+    brightness: Tensor = vary(0.0, 0.09)  # fraction of the window
     # the finding, and what does not belong to the patient
     lesion: Tensor = vary(0.0, 1.0, N_BLOBS, 5)
     severity: Tensor = given()  # (N,) in (0, 1]
     finding: Tensor = given()  # (N,) int64, place in FINDINGS
     confounders: Tensor = given()  # (N, 5) bool, in the order of CONFOUNDERS
+
+    @property
+    def placement(self) -> Placement:
+        """How the bodies stand before the detector."""
+        return Placement(SIDE_CM, self.shift_x, self.shift_y, self.magnification, self.lean, self.bend)
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ def sample_chests(n_samples: int, seed: int = 0,
         One of FINDINGS, or several, of which each chest gets one with equal chance, or with a chance in
         proportion to the numbers of a mapping.
     confounders : mapping, optional
-        How often a film carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
+        How often a image carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
         [0, 1], or a mapping from finding to rate (0 for findings that are not named). Default: never.
 
     Returns
@@ -188,14 +200,14 @@ def sample_chests(n_samples: int, seed: int = 0,
 
 
 class Hospital(NamedTuple):
-    """Where films come from: whom it sees, and how it takes and marks its films.
+    """Where images come from: whom it sees, and how it takes and marks its images.
 
     Attributes
     ----------
     finding : mapping of str to float
         How common each finding is, as `sample_chests` takes it.
     confounders : mapping of str to float
-        How often a film carries each confounder, whatever its finding.
+        How often a image carries each confounder, whatever its finding.
     shifts : mapping of str to float
         Added to fields of `ChestAnatomy`: another machine, another taste.
     """
@@ -210,7 +222,7 @@ HOSPITALS = {
                   {"text": 0.5, "exposure": 0.1}, {}),
     "B": Hospital({"Normal": 70, "COVID": 10, "Lung_Opacity": 10, "Viral Pneumonia": 10},
                   {"border": 0.8, "exposure": 0.8, "collimation": 0.3},
-                  {"window": 0.5, "contrast": -0.15, "scatter": 0.1, "focal_blur": 0.3}),
+                  {"window": 0.3, "contrast": -0.15, "scatter": 0.3, "blur": 0.8, "photons": -30000.0}),
 }
 
 
@@ -220,7 +232,7 @@ def sample_hospital(n_samples: int, hospital: str | Hospital, seed: int = 0) -> 
     Parameters
     ----------
     hospital : str or Hospital
-        One of HOSPITALS, whose patients differ in nothing but how often they are ill and how the film is
+        One of HOSPITALS, whose patients differ in nothing but how often they are ill and how the image is
         taken; or another one.
 
     Returns
@@ -255,20 +267,20 @@ def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) ->
 
 
 def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 16) -> ChestRender:
-    """Project chests to films.
+                  batch_size: int = 24) -> ChestRender:
+    """Project chests to images.
 
     Parameters
     ----------
     anatomy : ChestAnatomy
         N chests.
     img_size : int, default 128
-        Side of the square films in pixels, at least 16.
+        Side of the square images in pixels, at least 16.
     masks : bool, default False
         Whether to return where each structure and lesion lies.
-    batch_size : int, default 16
-        Chests drawn at a time by each thread; bounds the memory and keeps the work in the processor's cache,
-        and changes no pixel.
+    batch_size : int, default 24
+        Chests rendered at a time by each thread; bounds the memory and keeps the work in the processor's
+        cache, and changes no pixel.
 
     Returns
     -------
@@ -281,433 +293,345 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         If `img_size` is not a whole number of at least 16.
     """
     check_img_size(img_size)
-    images, truth = draw_batches(anatomy, lambda batch: _render(batch, img_size, masks), batch_size)
+    torch.empty(7_500_000)  # teaches the C library to keep freed memory, which saves a fifth of the time
+    body = Body(anatomy, img_size * -(-_FINEST // img_size))
+    images, truth = draw_batches(anatomy, lambda rows: _render(body, rows, img_size, masks), batch_size)
     return ChestRender(images, anatomy.finding, truth)
 
 
-def _render(anatomy: ChestAnatomy, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    finer = -(-_FINEST // img_size)
-    line_integral, lengths = trace(anatomy, img_size * finer, masks)
-    a = anatomy
-    if finer > 1:
-        line_integral = functional.avg_pool2d(line_integral[:, None], finer)[:, 0]
-    noise = projection.quantum_noise(a.keys, img_size).to(line_integral)
-    overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].float()
-    quanta = a.quanta * (1 - 0.6 * overexposed)
-    signal = projection.expose(line_integral, noise, quanta, a.scatter, a.focal_blur)
-    high = projection.quantile(signal, 0.90)
-    low = high - a.window
-    shift = (high - low) * (a.brightness + 0.25 * overexposed)
-    images = projection.display(signal, low - shift, high - shift, a.contrast)
+def _render(body: "Body", rows: slice, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    a = body.anatomy[rows]
+    line_integral, parts = body.trace(rows)
+    overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].to(a.window.dtype)
+    noise = exposure.random_fields(a.keys, img_size, stream=0).to(line_integral)
+    photons = a.photons * (1 + OVEREXPOSURE * overexposed)
+    signal = exposure.expose(line_integral, noise, photons, a.scatter, a.blur, SIDE_CM)
+    dark, bright = exposure.grey_range(signal)
+    window = (bright - dark) * a.window
+    # the display follows the signal, but does not know of an overexposure: more photons come out darker
+    white = bright - window * a.brightness + overexposed * math.log1p(OVEREXPOSURE)
+    images = exposure.display(signal, white - window, white, a.contrast)
     stamps = _stamps(a, img_size) if masks or bool(a.confounders.any()) else {}
-    for name, (where, value) in stamps.items():
-        # a stamp went through the same detector: its edges are as soft as a pixel
-        cover = projection.blur(where.float(), 0.15) if name in ("marker", "text") else where.float()
-        images = images + cover * (value - images)
-    truth = {}
-    if masks:
-        for name, length in lengths.items():
-            share = (length > 0).float()
-            truth[name] = (functional.avg_pool2d(share[:, None], finer)[:, 0] if finer > 1 else share) >= 0.5
-        truth |= {name: where for name, (where, _) in stamps.items()}
-    return images[:, None], truth
+    for where, grey in stamps.values():
+        images = torch.where(where, grey, images)
+    truth = {name: covered(parts[name], line_integral, img_size) for name in (*STRUCTURES, "lesion") if masks}
+    return images[:, None], truth | {name: where for name, (where, _) in stamps.items() if masks}
 
 
-def trace(anatomy: ChestAnatomy, img_size: int,
-          with_lengths: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-    """Follow every ray through N chests.
-
-    Parameters
-    ----------
-    anatomy : ChestAnatomy
-        N chests.
-    img_size : int
-        Side of the films in pixels.
-    with_lengths : bool, default True
-        Whether to return the path lengths of the single structures.
+def trace(anatomy: ChestAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Follow n_pixels x n_pixels rays through each of N chests.
 
     Returns
     -------
     line_integral : Tensor
         (N, H, W) sum of path length times attenuation coefficient.
     lengths : dict of str to Tensor
-        (N, H, W) path length in each of STRUCTURES, exactly 0 where the ray misses it, and in "lesion", whose
-        extent does not depend on its severity; empty unless asked for.
+        (N, H, W) path length in cm in each of STRUCTURES, exactly 0 where the ray misses it, and in "lesion",
+        whose extent does not depend on its severity.
     """
-    a = anatomy
-    rays = projection.cast_rays(a.shift_x, a.shift_y, a.magnification, a.rotation, img_size)
-    curve = rays.y - 0.5
-    rays = rays.moved(curve * curve * each(a.bend))
-    blank = torch.zeros_like(rays.x)
-    lengths: dict[str, Tensor] = {}
-
-    def keep(name: str, window: Window, solid: Tensor) -> None:
-        if with_lengths:
-            projection.raise_to(lengths.setdefault(name, blank.clone()), window, solid)
-
-    # what takes the lungs' room, and the bones and soft tissue on each side of the body
-    trunk = _trunk(a, rays)
-    outline = trunk.clone()
-    flesh, displaced, lung, bone = (blank.clone() for _ in range(4))
-    projection.raise_to(outline, *_neck(a, rays))
-    for name, (window, solid) in _centre(a, rays).items():
-        keep(name, window, solid)
-        projection.raise_to(displaced, window, solid)
-    for side in (0, 1):
-        for window, solid in _flesh(a, rays, side):
-            flesh[window] += solid
-        window, arm, humerus = _arm(a, rays, side)
-        projection.raise_to(outline, window, arm)
-        bone[window] += humerus
-        window, above, dome = _lung(a, rays, side)
-        aerated = (above - displaced[window] - dome).clamp(min=0)
-        lung[window] += aerated
-        keep(("right_lung", "left_lung")[side], window, aerated)
-        keep("diaphragm", window, dome)
-        window, posterior, anterior = _ribs(a, rays, side)
-        bone[window] += 0.85 * posterior + 0.45 * anterior
-        keep("ribs_posterior", window, posterior)
-        keep("ribs_anterior", window, anterior)
-        for name, draw in (("clavicles", _clavicle), ("scapulae", _scapula)):
-            window, solid = draw(a, rays, side)
-            bone[window] += solid
-            keep(name, window, solid)
-    window, spine = _spine(a, rays)
-    bone[window] += spine
-    keep("spine", window, spine)
-
-    body = (outline + flesh * _inside(trunk)) * _waves(a, rays)
-    vessels = blank
-    for level in _vessel_segments(a):
-        vessels = vessels + _draw(a, level, img_size)  # `sum` would add in another order for other batches
-    vessels = torch.minimum(vessels, lung)
-    air = 1 - each(a.lung_density)
-    soft = body - (lung - vessels) * air - _bronchi(a, img_size)
-    for name, (window, gas) in (("trachea", _trachea(a, rays)), ("stomach_bubble", _bubble(a, rays))):
-        solid = torch.minimum(gas, body[window])
-        soft[window] -= solid
-        keep(name, window, solid)
-    everywhere = (slice(None),) * 3
-    keep("body", everywhere, body)
-    keep("vessels", everywhere, vessels)
-    keep("lesion", everywhere, blank)
-    if bool((a.finding != FINDINGS.index("Normal")).any()):
-        window, extent, density = _lesion(a, rays, lung)
-        soft[window] += density * lung[window] * air
-        keep("lesion", window, extent)
-    bone = bone * each(BONE_EXCESS * a.bone_density * a.kilovolt)
-    return soft.clamp(min=0) * each(SOFT * a.kilovolt) + bone, lengths
+    line_integral, parts = Body(anatomy, n_pixels).trace(slice(None))
+    blank = torch.zeros_like(line_integral)
+    return line_integral, {name: joined(blank, parts[name]) for name in (*STRUCTURES, "lesion")}
 
 
-_SIGN = (-1.0, 1.0)  # the patient's right side is on the viewer's left
+class Body:
+    """The solids of N chests, made once for all of them; rays are followed through some of them at a time."""
 
+    def __init__(self, anatomy: ChestAnatomy, n_pixels: int) -> None:
+        self.anatomy, self.n_pixels = anatomy, n_pixels
+        self.solids = _centre(anatomy) | _skeleton(anatomy)
+        self.flesh = _flesh(anatomy)
+        self.vessels = _vessels(anatomy, n_pixels)
 
-def _inside(solid: Tensor) -> Tensor:
-    """Return 1 inside a solid and 0 outside; comparing would be three times slower."""
-    return (solid.detach() * 1e6).clamp(max=1)
+    def trace(self, rows: slice) -> tuple[Tensor, dict[str, list[Patch]]]:
+        """Return line integrals (N, H, W) of some of the chests, and the path lengths in each structure."""
+        a, whole = self.anatomy[rows], (slice(None),) * 3
+        rays = a.placement.rays(self.n_pixels)
+        tissue = exposure.random_fields(a.keys, 64, stream=1).to(a.shift_x)
+        blank = torch.zeros_like(rays.x)
+        parts = {name: [solid.seen(rays, rows) for solid in solids] for name, solids in self.solids.items()}
+        parts |= _ribs(a, rays) | {"spine": [_spine(a, rays)]}
+        body = self._body(a, rows, tissue)
+        parts["clavicles"] = [Patch(box, length * each(a.clavicles)) for box, length in parts["clavicles"]]
+        for name in ("clavicles", "scapulae", "humeri"):
+            parts[name] = [Patch(box, torch.minimum(length, body[box])) for box, length in parts[name]]
+        parts |= _lungs(a, rays, body, joined(blank, parts["heart"] + parts["mediastinum"] + parts["aorta"]))
+        lung = summed(blank, parts["right_lung"] + parts["left_lung"])
+        vessels = torch.minimum(joined(self._vessels(rows), parts["hila"]), lung)
+        gas = joined(blank, parts["trachea"] + parts["bronchi"] + parts["stomach_bubble"])
+        texture = 1 + 0.02 * exposure.enlarged(tissue, self.n_pixels)
+        aerated = (lung * texture - vessels) * each(1 - a.lung_density)
+        soft = body - aerated - torch.minimum(gas, body)
+        parts |= {"body": [Patch(whole, body)], "vessels": [Patch(whole, vessels)], "lesion": []}
+        if bool((a.finding != FINDINGS.index("Normal")).any()):
+            extent, density = _lesion(a, rays, lung, vessels, tissue)
+            soft = soft + density * aerated
+            parts["lesion"] = [Patch(whole, extent)]
+        bones = summed(blank, [patch for name in BONES for patch in parts[name]])
+        line_integral = soft.clamp(min=0) * each(SOFT * a.kilovolt) \
+            + bones * each(BONE_EXCESS * a.bone_density * a.kilovolt)
+        return line_integral, parts
+
+    def _vessels(self, rows: slice) -> Tensor:
+        margin, a = max(tree.side for tree in self.vessels), self.anatomy
+        wide = self.n_pixels + 2 * margin
+        canvas = a.shift_x.new_zeros(len(a.shift_x[rows]), wide, wide)
+        for tree in self.vessels:
+            tree.add_to(canvas, margin, rows)
+        return canvas[:, margin:-margin, margin:-margin]
+
+    def _body(self, a: ChestAnatomy, rows: slice, tissue: Tensor) -> Tensor:
+        """Soft tissue from skin to skin, as if the lungs were full; smooth, so half the rays will do."""
+        n_half = -(-self.n_pixels // 2)
+        rays = a.placement.rays(n_half)
+        trunk = _trunk(a, rays)
+        body = joined(trunk, [_neck(a, rays), *(arm.seen(rays, rows) for arm in self.flesh["arms"])])
+        layers = [solid.seen(rays, rows) for solid in self.flesh["layers"]]
+        # squared, a layer thins out towards its rim
+        layers = [Patch(layer.box, layer.length * layer.length) for layer in layers]
+        body = body + torch.minimum(summed(torch.zeros_like(trunk), layers), 0.3 * trunk)
+        fat = 1 + 0.05 * exposure.enlarged(tissue[:, :8, :8], n_half)  # and muscle, unevenly spread
+        return exposure.enlarged(body * fat, self.n_pixels)
 
 
 def _trunk(a: ChestAnatomy, rays: Rays) -> Tensor:
-    """Trunk with sloping shoulders: thickness of soft tissue."""
-    rise = (each(a.shoulder_y / 0.26) - rays.y * (1 / 0.26)).clamp(min=0)
+    """Trunk with sloping shoulders."""
+    rise = ((each(a.shoulder_y) - rays.y) * (1 / 11)).clamp(min=0)
     rise = rise * rise
-    taper = 1 - (rays.y - 0.35).clamp(0, 0.6) * (0.20 / 0.6)
-    across = rays.x / (taper * each(a.trunk_width))
+    taper = 1 - (rays.y + 6.3).clamp(0, 25) * (0.2 / 25)
+    across = rays.x * (1 / (taper * each(a.trunk_width)))
     across = across * across
     # a cross-section is flatter than an ellipse, and the skin over the shoulders turns quickly
-    outline = across * (0.30 + 0.70 * across) + rise * (0.4 + 0.6 * rise)
-    thinner = (0.70 + 0.30 / 0.45 * (rays.y - 0.10)).clamp(0.70, 1)  # shoulders are flatter than the chest
-    return half_chord(outline * outline) * thinner * each(2 * a.trunk_depth)
+    outline = across * (0.3 + 0.7 * across) + rise * (0.4 + 0.6 * rise)
+    outline = outline * outline
+    thinner = (0.82 + (rays.y + 17) * (0.18 / 19)).clamp(0.82, 1)
+    return half_chord(outline * (0.4 + 0.6 * outline)) * (thinner * each(2 * a.trunk_depth))
 
 
-def _neck(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
+def _neck(a: ChestAnatomy, rays: Rays) -> Patch:
     """Neck, which widens into the shoulders."""
-    reach = a.neck_width + 2.6 * 0.25**2
-    window, rays = rays.zone(-reach, reach, bottom=0.35)
-    slope = (rays.y - 0.02).clamp(0, 0.25)
-    across = rays.x / (each(a.neck_width) + 2.6 * slope * slope)
-    below = (rays.y - 0.25).clamp(min=0) * (1 / 0.10)
-    return window, half_chord(across * across + below * below) * 0.30
+    box, near = rays.within(-14.0, 14.0, bottom=-6.0)
+    slope = (near.y + 20).clamp(0, 10.5)
+    across = near.x * (1 / (each(a.neck_width) + 0.07 * slope * slope))
+    below = (near.y + 10.5).clamp(min=0) * (1 / 4.2)
+    across = across * across
+    return Patch(box, half_chord(across * across + below * below) * 12.5)
 
 
-def _flesh(a: ChestAnatomy, rays: Rays, side: int) -> list[tuple[Window, Tensor]]:
-    """Breast, and muscle over shoulder blade and flank."""
-    window, near = rays.zone(0.05, 0.35, a.breast_y - 0.13, a.breast_y + 0.13, _SIGN[side])
-    breast = ellipsoid(near, 0.20, a.breast_y, 0.15, 0.13, 0.5)
-    flesh = [(window, breast * breast * each(a.breast.clamp(min=0)))]  # squared, it thins out towards its rim
-    window, near = rays.zone(0.17, 0.49, 0.12, 0.68, _SIGN[side])
-    muscle = ellipsoid(near, 0.33, 0.40, 0.15, 0.28, 0.5, 0.15)
-    return [*flesh, (window, muscle * muscle * each(a.muscle))]
+def _flesh(a: ChestAnatomy) -> dict[str, list[Solid]]:
+    """Upper arms, and layers over the trunk: breasts."""
+    arms: list[Solid] = [Tube(_arm(a, side), a.arm_width) for side in (0, 1)]
+    layers: list[Solid] = []
+    for sign in _SIGN:
+        layers += [Ellipsoid(sign * 8.5, 3.0, 6.3, 5.5, 0.5 * (a.breast.clamp(min=0) + 1e-9).sqrt())]
+    return {"arms": arms, "layers": layers}
 
 
-def _arm(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
-    """Upper arm, a tube with a round upper end, and the bone in it."""
-    x, y, angle = a.trunk_width - 0.045, a.shoulder_y - 0.07, a.arm_angle[:, side]
-    inner = x - a.arm_width + 2 * angle.clamp(max=0)
-    window, rays = rays.zone(inner, np.inf, y - a.arm_width, np.inf, _SIGN[side])
-    out, down = rays.x - each(x), rays.y - each(y)
-    cos, sin = each(torch.cos(angle)), each(torch.sin(angle))
-    off, along = out * cos - down * sin, (out * sin + down * cos).clamp(max=0)
-    squared = off * off + along * along
-    arm = half_chord(squared * each(1 / a.arm_width**2)) * each(2 * a.arm_width)
-    bone = half_chord(squared * (1 / 0.022**2)) * 0.044 - half_chord(squared * (1 / 0.013**2)) * 0.026
-    return window, arm, bone
+def _arm(a: ChestAnatomy, side: int) -> list[tuple[Tensor, Tensor]]:
+    """Shoulder and elbow."""
+    x, y, angle = a.trunk_width - 3.4, a.shoulder_y - 1.5, a.arm_angle[:, side]
+    return [(_SIGN[side] * x, y), (_SIGN[side] * (x + 30 * torch.sin(angle)), y + 30 * torch.cos(angle))]
 
 
-def _waves(a: ChestAnatomy, rays: Rays) -> Tensor:
-    """Waves of fat and muscle: a factor near 1 on the thickness of soft tissue."""
-    waves = torch.ones_like(rays.x)
-    for fx, fy, px, py in a.tissue.permute(1, 2, 0):
-        across = torch.cos(rays.x[:, :1, :] * each(5 * fx + 12) + each(3 * px))
-        down = torch.cos(rays.y[:, :, :1] * each(5 * fy + 9) + each(3 * py))
-        waves = waves + (0.018 * across) * down
-    return waves
+def _lungs(a: ChestAnatomy, rays: Rays, body: Tensor, displaced: Tensor) -> dict[str, list[Patch]]:
+    """Each lung fills its side of the thorax between ribs, centre and diaphragm."""
+    parts: dict[str, list[Patch]] = {"diaphragm": []}
+    for side, name in enumerate(("right_lung", "left_lung")):
+        base = a.diaphragm_y + a.dome_drop * side + a.dome_height[:, side]  # the costophrenic angle
+        box, near = rays.within(0.0, a.cage_width, a.apex_y, base, _SIGN[side])
+        above = ((near.y <= each(base)) & (near.y >= each(a.apex_y))).to(near.x.dtype)
+        middle, half = _cage(a, near.y)
+        u = (near.x - middle) * (1 / half)
+        u = u * u
+        pleura = half_chord(u * (0.4 + 0.6 * u)) * (above * each(2 * a.lung_depth))
+        # a dome as wide as its side of the thorax, and deeper
+        u = (near.x - each(0.515 * a.cage_width)) * each(1 / (0.485 * a.cage_width))
+        v = (near.y - each(base)) * each(1 / a.dome_height[:, side])
+        dome = half_chord(u * u + v * v) * (above * each(3.2 * a.lung_depth))
+        parts[name] = [Patch(box, torch.minimum((pleura - displaced[box] - dome).clamp(min=0), body[box]))]
+        parts["diaphragm"].append(Patch(box, dome))
+    return parts
 
 
-def _lung(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
-    """Path length through one lung before heart and diaphragm take their room, and below its dome.
-
-    The dome is half an ellipsoid on an upright column.
-    """
-    width, centre_y = a.lung_width[:, side], 0.62
-    outer = torch.maximum(2 * width + 0.012, torch.full_like(width, 0.35))
-    window, rays = rays.zone(0.0, outer, a.apex_y[:, side], np.inf, _SIGN[side])
-    dx = rays.x * each(1 / width) - each(1 + 0.012 / width)
-    dy = (rays.y - centre_y) * each(1 / (centre_y - a.apex_y[:, side]))
-    dy = dy * dy
-    lung = half_chord(dx * dx + dy * (0.85 + 0.15 * dy)) * each(2 * a.lung_depth)
-    height = a.dome_height[:, side]
-    dx = rays.x * (1 / 0.205) - 0.145 / 0.205
-    dy = (rays.y * each(1 / height) - each((a.diaphragm_y + a.dome_drop * side) / height + 1)).clamp(max=0)
-    own_side = _inside(rays.x.clamp(min=0))
-    return window, lung, half_chord(dx * dx + dy * dy) * own_side * 0.60
+def _cage(a: ChestAnatomy, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half width (N, H, 1) of one side of the thorax: a tower with a round apex."""
+    up = ((5.0 - y) * each(1 / (5.0 - a.apex_y))).clamp(0, 1)
+    up = up * up
+    half = half_chord(up * (0.45 + 0.55 * up)).clamp(min=1e-3)
+    return each(a.cage_width) * (0.53 - 0.15 * up), each(a.cage_width) * 0.47 * half
 
 
-def _centre(a: ChestAnatomy, rays: Rays) -> dict[str, tuple[Window, Tensor]]:
-    """Heart, mediastinum and aorta."""
-    long, turn = torch.maximum(a.heart_width, a.heart_height), a.turn
-    window, near = rays.zone(torch.minimum(a.heart_x - long, -0.030 - 0.42 * a.heart_width) + turn,
-                             a.heart_x + long + turn, a.heart_y - torch.maximum(long, long * 0 + 0.105),
-                             a.heart_y + torch.maximum(long, long * 0 + 0.065))
-    ventricles = ellipsoid(near, a.heart_x + turn, a.heart_y, a.heart_width, a.heart_height, 0.135,
-                           a.heart_angle)
-    right_atrium = ellipsoid(near, turn - 0.030, a.heart_y - 0.020, a.heart_width * 0.42, 0.085, 0.12)
-    centre = {"heart": (window, torch.maximum(ventricles, right_atrium))}
-
-    reach = torch.maximum(a.mediastinum_width * 1.1, turn * 0 + 0.095) + turn.abs()
-    window, near = rays.zone(-reach, reach, 0.02, 0.55)
-    near = near.moved(each(turn))
-    upper = ellipsoid(near, 0.0, 0.26, a.mediastinum_width * 1.1, 0.24, 0.10)
-    hila = ellipsoid(Rays(near.x.abs(), near.y), 0.045, 0.415, 0.035, 0.055, 0.05)
-    outflow = ellipsoid(near, 0.048, 0.43, 0.046, 0.115, 0.10)
-    centre["mediastinum"] = (window, torch.maximum(torch.maximum(upper, outflow), hila))
-
-    reach = a.arch_radius.clamp(min=0.035) + turn.abs()
-    window, near = rays.zone(a.arch_x - reach, a.arch_x + reach, 0.285 - 1.15 * reach, 0.85)
-    arch = ellipsoid(near, a.arch_x + turn, 0.285, a.arch_radius, a.arch_radius * 1.15, a.arch_radius * 2.2)
-    descending = ellipsoid(near, a.arch_x - 0.006 - turn, 0.55, 0.022, 0.30, 0.022)
-    return centre | {"aorta": (window, torch.maximum(arch, descending))}
+def _centre(a: ChestAnatomy) -> dict[str, list[Solid]]:
+    """Heart, great vessels, hila, airways, and the gas in the stomach under the left dome."""
+    turn, scale, dome = a.turn, a.cage_width / 13.6, a.diaphragm_y + a.dome_drop  # a heart fits its thorax
+    y, bubble = dome - a.heart_rise, a.bubble_width.clamp(min=0.15)
+    return {
+        "heart": [Ellipsoid(a.heart_x * scale + turn, y, a.heart_width * scale, a.heart_height * scale, 5.2,
+                            a.heart_angle),
+                  Ellipsoid(turn - 1.6 * scale, y - 1.4, 0.36 * a.heart_width * scale, 4.8, 4.8)],
+        "mediastinum": [Ellipsoid(turn, -9.0, a.mediastinum_width, 10.0, 4.3),
+                        Ellipsoid(turn + 2.0, -2.9, 1.9, 4.6, 4.3)],  # the second: the pulmonary trunk
+        "aorta": [Ellipsoid(turn + 1.75, -8.8, a.arch_radius, 1.15 * a.arch_radius, 2.2 * a.arch_radius),
+                  Tube([(1.8 - turn, turn - 8.5), (0.9 - turn, turn + 8.0)], 1.0)],
+        "hila": [Ellipsoid(turn - 3.4, -2.2, 0.9 * a.hilum[:, 0], 1.9 * a.hilum[:, 0], 1.1, 0.25),
+                 Ellipsoid(turn + 3.4, -3.2, 0.9 * a.hilum[:, 1], 1.9 * a.hilum[:, 1], 1.1, -0.25)],
+        "trachea": [Tube([(turn - 0.1, -22.0), (turn + 0.15, -6.3)], a.trachea_width)],
+        "bronchi": [Tube([(turn + 0.15, -6.3), (turn - 2.6, -3.2)], 0.65),
+                    Tube([(turn + 0.15, -6.3), (turn + 3.6, -3.3)], 0.55)],
+        "stomach_bubble": [Ellipsoid(a.bubble_x, dome + a.bubble_depth + 0.6 * bubble, bubble, 0.6 * bubble,
+                                     1.2 * bubble)],
+    }
 
 
-_CARINA = 0.345
-
-
-def _trachea(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
-    """Trachea down to the carina."""
-    reach = 0.01 + a.trachea_width + a.turn.abs() + a.trachea_tilt.abs()
-    window, rays = rays.zone(-reach, reach, bottom=_CARINA + 0.012)
-    dx = rays.x + (_CARINA - rays.y) * each(a.trachea_tilt) + each(a.turn - 0.004)
-    dx = dx * each(1 / a.trachea_width)
-    dy = (rays.y - _CARINA).clamp(min=0) / 0.012
-    return window, half_chord(dx * dx + dy * dy) * each(2 * a.trachea_width)
-
-
-def _bronchi(a: ChestAnatomy, img_size: int) -> Tensor:
-    """Return the two main bronchi."""
-    ends = torch.tensor([[0.0, _CARINA, -0.050, 0.405, 0.013], [0.0, _CARINA, 0.062, 0.400, 0.012]],
-                        device=a.turn.device, dtype=a.turn.dtype)
-    return 0.8 * _draw(a, ends.expand(len(a), 2, 5), img_size)
-
-
-def _bubble(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
-    """Gas in the stomach."""
-    y, width = a.diaphragm_y + a.dome_drop + a.bubble_y, a.bubble_width.clamp(min=0.004)
-    window, rays = rays.zone(a.bubble_x - width, a.bubble_x + width, y - width, y + width)
-    return window, ellipsoid(rays, a.bubble_x, y, width, width * 0.65, width * 1.2)
-
-
-def _draw(a: ChestAnatomy, segments: Tensor, img_size: int) -> Tensor:
-    return projection.draw_segments(segments, img_size, a.magnification, a.shift_x, a.shift_y, a.rotation)
-
-
-def _vessel_segments(a: ChestAnatomy) -> list[Tensor]:
-    """Grow both lungs' vessels from the hila: five stems each, every one splitting in two at each level."""
-    n = len(a)
-    bend = a.vessel_bend
-    segments, used = [], 0
-    stem_angle = torch.tensor([-1.15, -0.45, 0.25, 0.85, 1.35], device=bend.device)  # 0 is outwards
-    angle = stem_angle.expand(n, 2, BRANCHES)
-    sign = torch.tensor([-1.0, 1.0], device=bend.device)[:, None]
-    x = (0.052 * sign).expand(n, 2, BRANCHES)
-    y = torch.tensor([0.425, 0.405], device=bend.device)[:, None].expand(n, 2, BRANCHES)
-    length, radius = 0.085, 0.0160
+def _vessels(a: ChestAnatomy, n_pixels: int) -> list[Segments]:
+    """Trees of vessels that grow from both hila and split at each level."""
+    bend, n = a.vessel_bend, len(a)
+    sign = bend.new_tensor(_SIGN)[:, None]
+    angle = bend.new_tensor((-1.1, -0.25, 0.55, 1.2)).expand(n, 2, BRANCHES)  # 0 is outwards
+    x = a.turn[:, None, None] + (3.0 * sign).expand(n, 2, BRANCHES)
+    y = bend.new_tensor(((-2.4,), (-3.4,))).expand(n, 2, BRANCHES)
+    trees, used, length, radius = [], 0, 3.6, 0.70
     for level in range(LEVELS):
-        count = angle.shape[2]
-        jitter = bend[:, :, used:used + count]
-        used += count
+        jitter = bend[:, :, used:used + angle.shape[2]]
+        used += angle.shape[2]
         angle = angle + (0.16 if level == 0 else 0.22) * jitter[..., 0]
         reach = length * (1 + 0.18 * jitter[..., 1])
         end_x, end_y = x + sign * reach * torch.cos(angle), y + reach * torch.sin(angle)
-        width = (radius * a.vessel_width)[:, None, None].expand(n, 2, count)
-        segments.append(torch.stack([x, y, end_x, end_y, width], dim=-1).flatten(1, 2))
-        fork = torch.tensor([-0.42, 0.36], device=bend.device)
-        angle = (angle[..., None] + fork).flatten(2)
+        width = (radius * a.vessel_width)[:, None].expand(n, x[0].numel())
+        x0, y0, x1, y1 = (v.flatten(1) for v in (x, y, end_x, end_y))
+        trees.append(Segments(a.placement, n_pixels, x0, y0, x1, y1, width))
+        angle = (angle[..., None] + bend.new_tensor((-0.42, 0.36))).flatten(2)
         x, y = end_x.repeat_interleave(2, dim=2), end_y.repeat_interleave(2, dim=2)
-        length, radius = length * 0.80, radius * 0.66
-    return segments
+        length, radius = length * 0.8, radius * 0.64
+    return trees
 
 
-def _ribs(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor, Tensor]:
-    """Posterior and anterior arcs of one side.
+def _skeleton(a: ChestAnatomy) -> dict[str, list[Solid]]:
+    """Clavicles, shoulder blades and upper arms of both sides."""
+    parts: dict[str, list[Solid]] = {"clavicles": [], "scapulae": [], "humeri": []}
+    for side, sign in enumerate(_SIGN):
+        y, rise, x = a.clavicle_y[:, side], a.clavicle_rise[:, side], a.turn + sign * 1.4
+        parts["clavicles"].append(Tube(
+            [(x, y), (x + sign * 5.5, y - 0.6 * rise + 0.2), (x + sign * 14.0, y - rise)], 0.91,
+            is_bone=True))
+        x = 10.5 + a.scapula_x[:, side]
+        parts["scapulae"] += [
+            Tube([(sign * x, -10.5), (sign * (x + 0.8), 1.5), (sign * (x + 5.2), -9.0)], 0.42, is_bone=True),
+            Tube([(sign * (x + 0.2), -9.5), (sign * (x + 6.5), -12.4)], 0.5, is_bone=True)]
+        parts["humeri"].append(Tube(_arm(a, side), 1.15, is_bone=True))
+    return parts
 
-    A pair of ribs is a ring in a tilted plane: x = w sin(psi), y = y_k + h (1 - cos(psi)), z = d cos(psi),
-    with psi = 0 at the spine. Seen from the front, the pixel's x tells psi up to front or back, and its y
-    then tells how far the nearest ring is; so all ribs are drawn at once.
+
+def _ribs(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
+    """Posterior and anterior arcs of all ribs at once.
+
+    A pair of ribs is a ring in a tilted plane around the thorax: x = w sin(psi), y = y_k + h (1 - cos(psi)),
+    z = d cos(psi), with psi = 0 at the spine. Seen from the front, x tells psi up to front or back, and y
+    then tells how far the nearest ring is.
     """
-    start, drop, depth = a.rib_y[:, side], a.rib_drop[:, None, None], 0.19
-    lowest = start + 9 * a.rib_spacing + 2 * a.rib_drop.clamp(min=0) + 0.15
-    window, rays = rays.zone(0.028, a.cage_width, bottom=lowest, sign=_SIGN[side])
-    upward = ((0.62 - rays.y) * (1 / 0.56)).clamp(min=0)
-    upward = upward * upward
-    taper = half_chord(upward * (0.45 + 0.55 * upward)).clamp(min=0.2)  # the cage narrows towards the apex
-    width = taper * each(a.cage_width)
-    sine = rays.x / width
+    start = a.apex_y + a.rib_y
+    lowest = start + 9 * a.rib_spacing + 2 * a.rib_drop.clamp(min=0) + 2.0
+    box, near = rays.within(-a.cage_width - 1.0, a.cage_width + 1.0, a.apex_y - 0.6, lowest)
+    x, (middle, half) = near.x.abs(), _cage(a, near.y)
+    sine = x * (1 / (middle + half + 0.25))  # the inner border touches the pleura
     sine = sine * sine  # only the squares are needed
-    cosine = half_chord(sine)
-    run = width * cosine
-    in_film = run * run + drop * drop * sine + 1e-9
-    obliquity = (1 + (depth * depth) * sine / in_film).clamp(max=1.7**2).sqrt()
-    across = width * cosine.clamp(min=0.12) / in_film.sqrt()  # from heights to distances
-    beside_spine = (rays.x * (1 / 0.012) - 0.028 / 0.012).clamp(0, 1)
-    chord = obliquity * beside_spine * _inside((0.999 - sine).clamp(min=0)) * each(2 * a.rib_radius)
-    height = (rays.y - each(start)) * each(1 / a.rib_spacing)
-    drop = drop / a.rib_spacing[:, None, None]
-    arcs = []
-    for sign, thicker in ((-1.0, 1.0), (1.0, 1.12)):
-        number = height - drop * (1 + sign * cosine)
-        number = number + 0.10 * torch.cos(number * 1.9 + each(a.rib_wave[:, 0]))
+    cosine, flank = half_chord(sine), sine * sine
+    # in the flank a rib falls steeply, and runs along the beam
+    across = (1 - 0.55 * flank * flank) * each(a.rib_spacing / a.rib_radius)  # from heights to distances
+    chord = (1 + 0.7 * flank) * (each(2 * a.rib_radius) * (near.y >= each(a.apex_y - 0.6)))
+    chord = chord * (cosine * 1e6).detach().clamp(max=1) * (x * 2 - 2.4).clamp(0, 1)
+    height = (near.y - each(start + a.rib_drop)) * each(1 / a.rib_spacing)
+    cosine, parts = cosine * each(a.rib_drop / a.rib_spacing), {}
+    for name, number in (("ribs_posterior", height + cosine), ("ribs_anterior", height - cosine)):
         nearest = number.detach().round().clamp(0, 9)
-        distance = (number - nearest) * across * each(a.rib_spacing / (a.rib_radius * thicker))
-        distance = distance * distance
-        # bone around marrow
-        hollow = half_chord(distance) - (0.7 * 0.62) * half_chord(distance * (1 / 0.62**2))
-        arcs.append(hollow * chord * thicker)
-    # cartilage hardly shows: the bone ends further out the lower the rib
-    arcs[1] = arcs[1] * ((rays.x - 0.105 - 0.012 * nearest) * (1 / 0.015)).clamp(0, 1)
-    return window, arcs[0], arcs[1]
+        distance = (number - nearest) * across
+        arc = bone(distance * distance) * chord
+        if name == "ribs_anterior":  # cartilage hardly shows: the bone ends further out the lower the rib
+            down = near.y - each(a.apex_y)
+            arc = arc * (x * 1.6 - (down * 0.35 + 5.0)).clamp(0, 1) * (2.6 - 0.1 * down).clamp(0, 0.6)
+        parts[name] = [Patch(box, arc)]
+    return parts
 
 
-def _clavicle(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor]:
-    """S-shaped bone from the breastbone to the shoulder."""
-    y, rise, turn = a.clavicle_y[:, side], a.clavicle_rise[:, side], _SIGN[side] * a.turn
-    top, bottom = y - rise.clamp(min=0) - 0.03, y - rise.clamp(max=0) + 0.03
-    window, rays = rays.zone(turn, turn + 0.35, top, bottom, _SIGN[side])
-    along = (rays.x - each(turn + 0.025)) * (1 / 0.30)
-    inner = along.clamp(0, 1)
-    off = rays.y - each(y) + inner * each(rise) - 0.11 * inner * (1 - inner) * (inner - 0.45)
-    past = (along - inner) * 0.30
-    radius = 0.0125 + 0.016 * (inner - 0.5) * (inner - 0.5)
-    squared = (off * off + past * past) / (radius * radius)
-    hollow = half_chord(squared) - (0.75 * 0.6) * half_chord(squared * (1 / 0.6**2))
-    return window, hollow * radius * each(2 * 1.1 * a.clavicles)
-
-
-def _scapula(a: ChestAnatomy, rays: Rays, side: int) -> tuple[Window, Tensor]:
-    """Shoulder blade: a hollow plate with a ridge."""
-    x, angle = a.scapula_x[:, side], -a.scapula_angle[:, side]
-    window, rays = rays.zone(x - 0.145, x + 0.145, 0.13, 0.48, _SIGN[side])
-    plate = ellipsoid(rays, x, 0.325, 0.055, 0.145, 0.012, angle)
-    hollow = ellipsoid(rays, x, 0.325, 0.047, 0.135, 0.009, angle)
-    ridge = ellipsoid(rays, x, 0.225, 0.085, 0.012, 0.012, angle - 0.25)
-    return window, plate - hollow + ridge
-
-
-def _spine(a: ChestAnatomy, rays: Rays) -> tuple[Window, Tensor]:
+def _spine(a: ChestAnatomy, rays: Rays) -> Patch:
     """Vertebral bodies with discs between, pedicles and spinous processes."""
-    reach = a.spine_width.clamp(min=0.033) + a.turn.abs()
-    window, rays = rays.zone(-reach, reach)
+    box, near = rays.within(-1.9 - a.turn.abs(), 1.9 + a.turn.abs())
     height = each(a.vertebra_height)
-    number = (rays.y - each(a.vertebra_y)) / height
+    number = near.y * (1 / height)
     place = number - number.floor().detach()
-    side = (rays.x + each(a.turn)).abs()
-    across = side * each(1 / a.spine_width)
-    across = across * across
     from_middle = (place - 0.5).abs()
-    waist = 1.25 - 0.5 * from_middle  # bodies are narrower at mid-height
-    solid = half_chord(across * across * waist) * 0.022
-    disc = (5 - 10 * from_middle).clamp(0, 1)
     endplate = (1 - (from_middle - 0.40).abs() * 20).clamp(min=0)
-    dx, dy = (side - 0.024) * (1 / 0.0085), (place - 0.38) * height * (1 / 0.012)
-    pedicle = half_chord(dx * dx + dy * dy) * 0.006
-    dx, dy = side * (1 / 0.0065), (place - 0.80) * height * (1 / 0.014)
-    spinous = half_chord(dx * dx + dy * dy) * 0.012
-    edge = endplate * _inside((1 - across).clamp(min=0))
-    return window, (solid * (0.25 + 0.35 * disc + 0.25 * edge) + pedicle + spinous) * each(a.spine)
+    strength = 0.5 + 0.4 * (5 - 10 * from_middle).clamp(0, 1) + 0.5 * endplate
+    side = (near.x + each(a.turn)).abs()
+    across = side * (1 / 1.75)
+    solid = half_chord(across * across * (1.25 - 0.5 * from_middle)) * strength  # narrower at mid-height
+    for x, y, wide, high, thick in ((1.0, 0.38, 0.36, 0.5, 0.3), (0.0, 0.80, 0.28, 0.6, 0.5)):
+        dx, dy = (side - x) * (1 / wide), (place - y) * height * (1 / high)  # pedicles, spinous process
+        solid = solid + thick * half_chord(dx * dx + dy * dy)
+    return Patch(box, solid * each(a.spine))
 
 
-def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor) -> tuple[Window, Tensor, Tensor]:
-    """Extent of the lesion (path length of lung in it) and the share of air that it fills."""
-    outer = 2 * a.lung_width.amax(1) + 0.012
-    window, rays = rays.zone(-outer, outer, a.apex_y.amin(1))
-    lung = lung[window]
-    x, y, width, height, weight = _blobs(a)
-    shape, mottle = torch.zeros_like(lung), torch.zeros_like(lung)
+class _Pattern(NamedTuple):
+    """How a finding shows: blobs of changed lung, and what fills them. Lengths in cm."""
+
+    sides: int  # 1: all blobs on one side, 2: on both
+    out: tuple[float, float]  # distance of the blobs from the midline, mean and standard deviation
+    down: tuple[float, float, float]  # their height: mean, standard deviations of all together and of each
+    size: tuple[float, float]  # their half-axes
+    gain: float  # how sharply a blob begins
+    cut: float
+    top: float  # fraction of the air that is replaced at most
+    mottle: float = 0.35  # how irregular the borders are
+    net: float = 0.0  # fraction of the lesion that is a net of fine lines
+    fissure: float | None = None  # height at which a lobe ends
+
+
+# after Hansell et al. (2008), Fleischner Society: glossary of terms for thoracic imaging
+_PATTERNS = {
+    "Normal": _Pattern(1, (7.0, 0.0), (0.0, 0.0, 0.0), (2.0, 2.0), 0.0, 1.0, 0.0),
+    "Pneumonia": _Pattern(1, (7.0, 1.6), (0.0, 2.2, 1.5), (3.8, 3.2), 1.8, 0.35, 0.95, 0.25, fissure=-1.0),
+    "COVID": _Pattern(2, (9.8, 1.0), (1.6, 0.8, 2.6), (2.4, 2.9), 1.2, 0.14, 0.70, 0.5),
+    "Lung_Opacity": _Pattern(1, (6.0, 1.3), (-3.5, 2.5, 1.2), (2.8, 2.6), 1.2, 0.20, 0.75),
+    "Viral Pneumonia": _Pattern(2, (5.0, 1.2), (-1.8, 1.0, 2.4), (3.3, 3.6), 1.0, 0.10, 0.65, 0.30, 0.35),
+}
+
+
+def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor, vessels: Tensor,
+            tissue: Tensor) -> tuple[Tensor, Tensor]:
+    """Extent of the lesion (path length of lung in it), and the fraction of air that it replaces."""
+    u, dtype = a.lesion, lung.dtype
+    rows = [[float("nan") if v is None else v for v in (p.sides, *p.out, *p.down, *p.size, *p[4:])]
+            for p in _PATTERNS.values()]
+    (sides, out, out_sd, down, down_sd, each_sd, width, height, gain, cut, top, mottle, net, fissure) = (
+        u.new_tensor(rows)[a.finding].unbind(1))
+    one_side = torch.where(u[:, :1, 4] > 0, 1.0, -1.0)
+    in_turn = u.new_tensor([1.0, -1.0] * (N_BLOBS // 2))
+    sign = torch.where(sides[:, None] == 1, one_side, one_side * in_turn)
+    x = sign * (out[:, None] + out_sd[:, None] * u[..., 0])
+    y = down[:, None] + down_sd[:, None] * u[:, :1, 3] + each_sd[:, None] * u[..., 1]
+    size = 1 + 0.2 * u[..., 2]
+    shape = torch.zeros_like(lung)
     for k in range(N_BLOBS):
-        dx = (rays.x - each(x[:, k])) * each(1 / width[:, k])
-        dy = (rays.y - each(y[:, k])) * each(1 / height[:, k])
-        shape = shape + each(weight[:, k]) * torch.exp(-dx * dx - dy * dy)
-    for fx, fy, px, py in a.tissue.permute(1, 2, 0):
-        mottle = mottle + torch.cos((rays.x * each(40 + 12 * fx) + rays.y * each(50 * fy)) + each(4 * px)) \
-            * torch.cos(rays.y * each(45 + 12 * fy) + each(4 * py))
-    dense = each((a.finding == FINDINGS.index("Pneumonia")).float())
-    patchy = shape * (1 + (0.22 - 0.10 * dense) * mottle)
-    # a consolidation fills its lobe and ends sharply; ground glass is thin and fades
-    density = (patchy * (1 + 1.2 * dense) - 0.45 * dense).clamp(0, 1) * (0.55 + 0.40 * dense)
-    extent = lung * ((density > 0.16) & (lung > 0.01)).to(lung.dtype)
-    return window, extent, density * each(a.severity)
+        dx = (rays.x - each(x[:, k])) * each(1 / (width * size[:, k]))
+        dy = (rays.y - each(y[:, k])) * each(1 / (height * size[:, k]))
+        shape = torch.maximum(shape, torch.exp(-dx * dx - dy * dy))
+    n_pixels = rays.x.shape[1]
+    shape = shape * (1 + each(mottle) * exposure.enlarged(tissue[:, :24, :24], n_pixels))
+    lines = (1 - 2.5 * exposure.enlarged(tissue, n_pixels).abs()).clamp(min=0)  # thickened septa
+    shape = shape * (1 - each(net) * (1 - lines))
+    # a lobe ends at its fissure, above or below which the first blob lies
+    beyond = (rays.y - each(fissure)) * each(torch.where(y[:, 0] > fissure, 1.0, -1.0))
+    shape = shape * torch.where(each(fissure.isnan()), 1.0, (beyond * 1.5 + 0.5).clamp(0, 1))
+    density = ((shape - each(cut)) * each(gain)).clamp(0, 1).minimum(each(top))
+    extent = lung * (density > 0.05).to(dtype)
+    # the bronchi beside the vessels keep their air: black branches in a consolidation
+    bronchi = torch.roll(vessels, (n_pixels // 90, n_pixels // 60), (1, 2))
+    airy = (bronchi * 1.5).clamp(max=0.35) * each((gain > 1.5).to(dtype))
+    return extent, density * (1 - airy) * each(a.severity)
 
 
-def _blobs(a: ChestAnatomy) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Centres, half-axes and weights (N, 6) of the blobs that make up each finding's pattern."""
-    u = a.lesion
-    one = torch.ones_like(u[..., 0])
-    k = torch.arange(N_BLOBS, device=u.device)
-    alternating = torch.where(k % 2 == 0, 1.0, -1.0) * one
-    chosen = torch.where(u[:, :1, 4] > 0, 1.0, -1.0) * one  # one side, the same for all blobs
-    lobe = u[:, :1, 3] * one
-    first = (k < 1).float()
-    patterns = {
-        "Normal": (0 * one, 0.5 * one, one, one, 0 * one),
-        "Pneumonia": (chosen * (0.165 + 0.02 * u[..., 0]),
-                      0.48 + 0.085 * lobe + 0.03 * u[..., 1] * (1 - first), 0.085 + 0.015 * u[..., 2],
-                      0.065 + 0.010 * u[..., 0], first + 0.35 * (1 - first) * (k < 3)),
-        "COVID": (alternating * (0.225 + 0.022 * u[..., 0]), 0.545 + 0.060 * u[..., 1],
-                  0.042 + 0.008 * u[..., 2], 0.050 + 0.009 * u[..., 3], 0.95 * one),
-        "Lung_Opacity": (chosen * (0.13 + 0.030 * u[..., 0]), 0.36 + 0.07 * lobe + 0.05 * u[..., 1],
-                         0.050 + 0.012 * u[..., 2], 0.045 + 0.010 * u[..., 0], 0.9 * (k < 3) * one),
-        "Viral Pneumonia": (alternating * (0.105 + 0.02 * u[..., 0]), 0.44 + 0.055 * u[..., 1],
-                            0.070 + 0.010 * u[..., 2], 0.085 + 0.012 * u[..., 3], 0.36 * one),
-    }
-    # (finding, 5, N, 6)
-    stacked = torch.stack([torch.stack([part * one for part in patterns[name]]) for name in FINDINGS])
-    picked = stacked[a.finding, :, torch.arange(len(a), device=u.device)]  # (N, 5, 6)
-    x, y, width, height, weight = picked.unbind(1)
-    return x, y, width, height, weight
-
-
-_GLYPHS = {"L": "10000 10000 10000 10000 10000 10000 11111", "R": "11110 10001 10001 11110 10100 10010 10001",
-           "A": "01110 10001 10001 11111 10001 10001 10001", "P": "11110 10001 10001 11110 10000 10000 10000",
-           "E": "11111 10000 10000 11110 10000 10000 11111", "T": "11111 00100 00100 00100 00100 00100 00100"}
+_GLYPHS = {"L": "10000 10000 10000 10000 10000 10000 11111", "A": "01110 10001 10001 11111 10001 10001 10001",
+           "P": "11110 10001 10001 11110 10000 10000 10000"}
 
 
 def _text(letters: str, height: int) -> Tensor:
@@ -718,34 +642,27 @@ def _text(letters: str, height: int) -> Tensor:
     return functional.interpolate(bitmap, scale_factor=height / 7, mode="nearest")[0, 0] > 0.5
 
 
-def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Where (N, H, W) and in which grey (N, 1, 1) the things that are not the patient's overlay the film."""
+def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, float]]:
+    """Where (N, H, W) and in which grey the things that are not the patient's cover the image."""
     wanted = dict(zip(CONFOUNDERS, a.confounders.unbind(1), strict=True))
-    device = a.keys.device
-    place = torch.arange(img_size, device=device)
     jitter = a.lesion[:, :, 4]
-    stamps: dict[str, tuple[Tensor, Tensor]] = {}
-    empty = torch.zeros(len(a), img_size, img_size, dtype=torch.bool, device=device)
-    grey = torch.full((len(a), 1, 1), 0.9, device=device)
-
-    sides = [(jitter[:, k].abs() * 0.05 + 0.03) * img_size for k in range(4)]
+    place = torch.arange(img_size, device=jitter.device)
     columns, rows = place[None, None, :], place[None, :, None]
-    inner = ((columns >= each(sides[0])) & (columns < img_size - each(sides[1]))
-             & (rows >= each(sides[2] * 0.7)) & (rows < img_size - each(sides[3] * 0.7)))
-    stamps["collimation"] = (~inner & each(wanted["collimation"]), torch.full_like(grey, -1.0))
-
+    near, far = ([each((jitter[:, k].abs() * 0.05 + 0.03) * img_size * shorter) for k, shorter in pair]
+                 for pair in (((0, 1), (2, 0.7)), ((1, 1), (3, 0.7))))
+    inside = ((columns >= near[0]) & (columns < img_size - far[0])
+              & (rows >= near[1]) & (rows < img_size - far[1]))
     width = max(1, round(img_size / 64))
     edge = (place < width) | (place >= img_size - width)
-    stamps["border"] = ((edge[:, None] | edge[None, :]) & each(wanted["border"]), grey)
-
-    for name, letters, share, left, top in (("marker", "L", 0.065, 0.88, 0.05),
-                                            ("text", "AP", 0.045, 0.05, 0.93)):
-        bitmap = _text(letters, max(7, round(share * img_size))).to(device)
-        mask = empty.clone()
+    stamps = {"collimation": (~inside & each(wanted["collimation"]), -1.0),
+              "border": ((edge[:, None] | edge[None, :]) & each(wanted["border"]), 0.9)}
+    for name, letters, size, left, top in (("marker", "L", 0.065, 0.88, 0.05),
+                                           ("text", "AP", 0.045, 0.05, 0.93)):
+        bitmap = _text(letters, max(7, round(size * img_size))).to(jitter.device)[:img_size, :img_size]
+        mask = torch.zeros(len(a), img_size, img_size, dtype=torch.bool, device=jitter.device)
         for i in torch.nonzero(wanted[name])[:, 0].tolist():
-            y = min(round((top + 0.03 * float(jitter[i, 4])) * img_size), img_size - bitmap.shape[0])
-            x = min(round((left + 0.03 * float(jitter[i, 5])) * img_size), img_size - bitmap.shape[1])
-            y, x = max(y, 0), max(x, 0)
-            mask[i, y:y + bitmap.shape[0], x:x + bitmap.shape[1]] = bitmap[:img_size, :img_size]
-        stamps[name] = (mask, grey)
+            y, x = (min(max(round((start + 0.03 * float(off)) * img_size), 0), img_size - length)
+                    for start, off, length in zip((top, left), jitter[i, 4:6], bitmap.shape, strict=True))
+            mask[i, y:y + bitmap.shape[0], x:x + bitmap.shape[1]] = bitmap
+        stamps[name] = (mask, 0.9)
     return stamps

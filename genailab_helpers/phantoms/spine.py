@@ -227,7 +227,8 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
     check_img_size(img_size)
     if bool((anatomy.view != anatomy.view[0]).any()):
         raise ValueError("anatomy: expected spines of one view, got both; render lateral and AP films apart")
-    return SpineRender(*draw_batches(anatomy, lambda batch: _render(batch, img_size, masks), batch_size))
+    return SpineRender(*draw_batches(
+        anatomy, lambda rows: _render(anatomy[rows], img_size, masks), batch_size))
 
 
 def _render(a: SpineAnatomy, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,16 +8,18 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional
 
+from genailab_helpers.phantoms import exposure
 from genailab_helpers.phantoms.chest import (
     CONFOUNDERS,
     FINDINGS,
     HOSPITALS,
+    OVEREXPOSURE,
+    SIDE_CM,
     STRUCTURES,
     ChestAnatomy,
     ChestRender,
@@ -29,8 +31,8 @@ from genailab_helpers.phantoms.chest import (
 
 
 def upright(anatomy: ChestAnatomy) -> ChestAnatomy:
-    """Stand the chests straight and centred, so that the midline is the middle column."""
-    return anatomy.changed(shift_x=0.0, shift_y=0.038, magnification=1.0, rotation=0.0, bend=0.0, turn=0.0)
+    """Stand the chests straight, centred and whole, so that the midline is the middle column."""
+    return anatomy.changed(shift_x=0.0, shift_y=2.0, magnification=0.9, lean=0.0, bend=0.0, turn=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_same_bytes_with_any_number_of_threads() -> None:
     code = ("import sys, hashlib, torch; torch.set_num_threads(int(sys.argv[1]));"
             "from genailab_helpers.phantoms.chest import *\n"
             "for size in (32, 100, 128):\n"
-            "    films = render_chests(sample_chests(20, 2, FINDINGS), size).images\n"
+            "    films = render_chests(sample_chests(60, 2, FINDINGS), size).images\n"
             "    print(hashlib.sha256(films.numpy().tobytes()).hexdigest(), torch.get_num_threads())")
     printed = [subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True,
                               check=True).stdout for n in (1, 2, 3)]
@@ -126,18 +128,62 @@ def test_every_structure_shows_in_most_chests(chests: ChestRender) -> None:
     assert not chests.masks["lesion"].any()
 
 
-def test_anatomy_lies_as_in_people(chests: ChestRender) -> None:
-    m = chests.masks
-    half = 48
-    heart = m["heart"].float()
-    assert (heart[..., half:].sum((1, 2)) > heart[..., :half].sum((1, 2))).all()  # towards the viewer's right
-    assert not m["right_lung"][..., half + 1:].any()
-    assert not m["left_lung"][..., :half - 1].any()
-    tops = [torch.where(part.any(2), torch.arange(96), 96).amin(1).float()
-            for part in (m["diaphragm"][..., :half], m["diaphragm"][..., half:])]
-    assert tops[0].mean() < tops[1].mean()  # the right dome is the higher one
-    lungs = (m["right_lung"] | m["left_lung"]).float().mean((1, 2))
-    assert ((lungs > 0.12) & (lungs < 0.5)).all()
+def outside_the_ribs(lung: Tensor, ribs: Tensor, reach: int = 6) -> Tensor:
+    """Fraction (N,) of lung pixels lateral to the outermost rib pixel within `reach` rows above and below."""
+    near = functional.max_pool2d(ribs[:, None].float(), (2 * reach + 1, 1), 1, (reach, 0))[:, 0] > 0
+    column, width = torch.arange(near.shape[2]), near.shape[2]
+    first = torch.where(near, column, width).amin(2, keepdim=True)
+    last = torch.where(near, column, -1).amax(2, keepdim=True)
+    return (lung & ((column < first) | (column > last))).sum((1, 2)) / lung.sum((1, 2))
+
+
+def extent(mask: Tensor) -> Tensor:
+    """Width (N,) of a mask (N, H, W) in pixels."""
+    column = torch.arange(mask.shape[2])
+    seen = mask.any(1)
+    return torch.where(seen, column, -1).amax(1) - torch.where(seen, column, mask.shape[2]).amin(1) + 1
+
+
+@pytest.mark.parametrize("seed", [7, 20261128])
+def test_two_hundred_chests_are_built_as_people_are(seed: int) -> None:
+    sampled = sample_chests(200, seed)
+    masks = render_chests(sampled, 128, masks=True).masks
+    outside = outside_the_ribs(masks["right_lung"] | masks["left_lung"],
+                               masks["ribs_posterior"] | masks["ribs_anterior"])
+    assert outside.median() < 0.01
+    assert outside.max() < 0.03
+    for name in STRUCTURES:
+        assert not (masks[name] & ~masks["body"]).any(), name
+
+    m = render_chests(upright(sampled), 128, masks=True).masks
+    lungs = m["right_lung"] | m["left_lung"]
+    ratio = extent(m["heart"]) / extent(lungs | m["heart"])
+    assert ((ratio >= 0.40) & (ratio <= 0.50)).all(), (ratio.min(), ratio.max())
+    column = torch.arange(128) - 63.5  # the patient's left is the viewer's right
+    assert ((m["heart"].sum(1) * column).sum(1) / m["heart"].sum((1, 2)) > 2).all()
+    assert not m["right_lung"][..., 65:].any()
+    assert not m["left_lung"][..., :63].any()
+    row = torch.arange(128)
+    right, left = (torch.where(half.any(2), row, 128).amin(1) for half in m["diaphragm"].split(64, dim=2))
+    assert 0.02 < (left < right).float().mean() < 0.20  # the left dome is the higher one in about 1 of 10
+    low = torch.where(m["heart"].any(2), row, -1).amax(1)
+    assert (low > left).all()  # the heart rests on the left dome
+    bubble = m["stomach_bubble"]
+    assert not bubble[..., :64].any()
+    assert (torch.where(bubble.any(2), row, 128).amin(1) > left - 1).all()  # gas lies under it
+
+
+@pytest.mark.parametrize("name", [*STRUCTURES, "lesion"])
+def test_a_mask_is_where_its_structure_is_and_not_two_pixels_off(name: str) -> None:
+    anatomy = sample_chests(12, 5, "COVID").changed(bubble_width=2.5)
+    mask = render_chests(anatomy, 128, masks=True).masks[name]
+    length = trace(anatomy, 128)[1][name]
+    assert torch.equal(mask, length > 0)
+    assert not torch.equal(mask.roll(2, dims=2), length > 0)
+    if name in ("clavicles", "spine"):  # and the image is darker there without it, and nowhere else
+        attenuated = trace(anatomy, 128)[0] - trace(anatomy.changed(**{name: 0.0}), 128)[0]
+        assert not (attenuated[~mask] > 1e-4).any()
+        assert (attenuated[mask] > 1e-4).float().mean() > 0.95
 
 
 def test_eight_pairs_of_ribs() -> None:
@@ -146,6 +192,42 @@ def test_eight_pairs_of_ribs() -> None:
         line = lengths["ribs_posterior"][:, :, column] > 0
         crossings = (line[:, 1:] & ~line[:, :-1]).sum(1)
         assert (crossings >= 8).all(), crossings
+
+
+def test_one_chest_is_one_exposure_at_any_size() -> None:
+    # mean signal, and noise per mm2, of one chest on detectors with pixels of 5.5, 2.7 and 0.7 mm
+    anatomy = sample_chests(2, 3).changed(photons=20000.0)
+    means, noises = [], []
+    for size in (64, 128, 512):
+        signal = [render_chests(anatomy.changed(keys=anatomy.keys + k), size).images for k in range(6)]
+        line = trace(anatomy, max(size, 128))[0]
+        noise = [exposure.expose(line, exposure.random_fields(anatomy.keys + k, size, 0), anatomy.photons,
+                                 anatomy.scatter, anatomy.blur, SIDE_CM) for k in range(12)]
+        means.append(torch.stack(signal).mean())
+        pixel = (10 * SIDE_CM / size) ** 2
+        noises.append((torch.stack(noise).var(0).mean() * pixel).sqrt())
+    for value in (means, noises):
+        assert max(value) / min(value) < 1.03, value
+    assert 0 < noises[0] < 0.2
+
+
+def test_overexposed_images_are_darker_and_less_noisy() -> None:
+    anatomy = sample_chests(8, 3).changed(photons=3000.0)
+    exposed = anatomy.changed(confounders=torch.arange(5) == CONFOUNDERS.index("exposure"))
+
+    def repeats(chests: ChestAnatomy) -> Tensor:
+        return torch.stack([render_chests(chests.changed(keys=chests.keys + k), 64).images for k in range(8)])
+
+    plain, over = repeats(anatomy), repeats(exposed)
+    assert (over.mean((0, 2, 3, 4)) < plain.mean((0, 2, 3, 4)) - 0.1).all()
+    line = trace(anatomy, 128)[0]
+    noise = exposure.random_fields(anatomy.keys, 128, 0)
+    spread = []
+    for photons in (anatomy.photons, anatomy.photons * (1 + OVEREXPOSURE)):
+        noisy, clean = (exposure.expose(line, n, photons, anatomy.scatter, anatomy.blur, SIDE_CM)
+                        for n in (noise, torch.zeros_like(noise)))
+        spread.append(noisy - clean)
+    assert float(spread[1].std() / spread[0].std()) == pytest.approx((1 + OVEREXPOSURE) ** -0.5, rel=0.05)
 
 
 def test_spine_and_clavicles_can_be_left_out() -> None:
@@ -226,10 +308,11 @@ def test_hospitals_differ_in_prevalence_marks_and_machine_and_in_nothing_else() 
             for finding in (0, 2):  # whatever the finding
                 of_it = chests.confounders[chests.finding == finding, CONFOUNDERS.index(confounder)]
                 assert abs(of_it.float().mean() - rate) < 0.12, (confounder, finding)
-    assert not torch.equal(here.lung_width, there.lung_width)  # other people
-    assert torch.allclose(here.lung_width.mean(0), there.lung_width.mean(0), atol=0.002)
+    assert not torch.equal(here.heart_width, there.heart_width)  # other people
+    assert abs(here.heart_width.mean() - there.heart_width.mean()) < 0.04
     assert abs(here.severity.mean() - there.severity.mean()) < 0.03
-    assert abs(there.window.mean() - here.window.mean() - 0.5) < 0.03
+    assert abs(there.window.mean() - here.window.mean() - HOSPITALS["B"].shifts["window"]) < 0.03
+    assert (there.blur < exposure.MOST_BLUR).float().mean() > 0.9  # the renderer takes them as they are
     with pytest.raises(ValueError, match="hospital='C': expected one of A, B, or a Hospital"):
         sample_hospital(3, "C")
 
@@ -242,40 +325,40 @@ def test_confounders_lie_where_their_masks_say() -> None:
         rendered = render_chests(marked, 96, masks=True)
         mask = rendered.masks[name]
         assert mask.flatten(1).any(1).all(), name
-        around = torch.nn.functional.max_pool2d(mask[:, None].float(), 3, 1, 1) > 0
-        assert torch.equal(rendered.images[~around], plain[~around]), name
+        assert torch.equal(rendered.images[~mask[:, None]], plain[~mask[:, None]]), name
+        assert (rendered.images[mask[:, None]].abs() > 0.85).all(), name
 
 
-def test_small_films_average_finer_ones() -> None:
-    anatomy = sample_chests(4, 1).changed(quanta=1e9, scatter=0.0, focal_blur=0.0)
-    fine, small = trace(anatomy, 96)[0], render_chests(anatomy, 32).images[:, 0]
-    mean = torch.nn.functional.avg_pool2d(fine[:, None], 3)[:, 0]
-    # the display only rises, so equal line integrals mean equal order of pixels
-    for film, line in zip(small.flatten(1), mean.flatten(1), strict=True):
-        assert (film[line.argsort()].diff() > -0.02).all()
+def test_small_images_average_photons_not_path_lengths() -> None:
+    anatomy = sample_chests(4, 1)
+    fine = trace(anatomy, 96)[0]
+    signal = exposure.expose(fine, torch.zeros(4, 32, 32), anatomy.photons, torch.zeros(4), torch.zeros(4),
+                             SIDE_CM)
+    photons = functional.avg_pool2d(torch.exp(-fine)[:, None], 3)[:, 0]
+    torch.testing.assert_close(signal, -torch.log(photons.clamp(min=1e-4)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_heart_is_found_by_gradient_descent() -> None:
-    anatomy = sample_chests(2, 6).changed(quanta=1e12)
-    target = render_chests(anatomy.changed(heart_width=torch.tensor([0.215, 0.165])), 64).images
-    width = torch.full((2,), 0.19, requires_grad=True)
-    optimiser = torch.optim.Adam([width], lr=0.004)
+    anatomy = sample_chests(2, 6).changed(photons=1e9)
+    sizes = torch.tensor([8.0, 6.4])
+    target = render_chests(anatomy.changed(heart_width=sizes), 64).images
+    width = torch.full((2,), 7.2, requires_grad=True)
+    optimiser = torch.optim.Adam([width], lr=0.15)
     for step in range(30):
-        optimiser.param_groups[0]["lr"] = 0.004 * (1 - step / 30)
-        films = render_chests(dataclasses.replace(anatomy, heart_width=width), 64).images
-        loss = ((films - target) ** 2).mean()
+        optimiser.param_groups[0]["lr"] = 0.15 * (1 - step / 30)
+        images = render_chests(dataclasses.replace(anatomy, heart_width=width), 64).images
+        loss = ((images - target) ** 2).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    error = (width.detach() - torch.tensor([0.215, 0.165])).abs()
-    assert (error < 0.025 / 5).all(), error
+    assert ((width.detach() - sizes).abs() < 0.15).all(), width
 
 
 def test_slopes_are_those_of_finite_differences() -> None:
     drawn = sample_chests(1, 6, "COVID")
     values = {f.name: getattr(drawn, f.name) for f in dataclasses.fields(drawn)}
     anatomy = ChestAnatomy(**{name: v.double() if v.is_floating_point() else v for name, v in values.items()})
-    for name, step in (("lung_density", 1e-5), ("kilovolt", 1e-5), ("heart_x", 1e-6), ("bone_density", 1e-5)):
+    for name, step in (("lung_density", 1e-5), ("kilovolt", 1e-5), ("heart_x", 1e-4), ("bone_density", 1e-5)):
         start = getattr(anatomy, name)
         value = start.clone().requires_grad_()
         trace(dataclasses.replace(anatomy, **{name: value}), 64)[0].sum().backward()
@@ -314,16 +397,12 @@ def test_a_thousand_films_fit_in_one_gigabyte() -> None:
 def test_phantoms_are_near_real_adult_films(real_data: Any) -> None:
     from genailab_helpers.diffusion.evaluation import frechet_distance
     from genailab_helpers.features import lite0_features
+    from genailab_helpers.radiographs import read_radiograph
 
-    # the distance depends on how the real films are made small: with Pillow's bilinear filter it was 246 when
-    # this was written, with `read_radiograph(file, 128)` it was 256
-    real_films = []
-    for file in sorted((real_data / "covid_1125" / "No_findings").iterdir())[:500]:
-        film = Image.open(file).convert("L")
-        square = ImageOps.fit(film, (128, 128), Image.Resampling.BILINEAR)
-        real_films.append(torch.from_numpy(np.array(square, dtype=np.float32))[None] / 127.5 - 1)
-    real = torch.stack(real_films)
-    films = render_chests(sample_chests(500, seed=1), 128).images
-    means = torch.stack([real.mean(0).flatten(), films.mean(0).flatten()])
+    # 268 when this was written (the halves of the real images, split by patient, are 39 apart)
+    files = sorted((real_data / "covid_1125" / "No_findings").iterdir())
+    real = torch.stack([read_radiograph(file, 128) for file in files])
+    images = render_chests(sample_chests(500, seed=1), 128).images
+    means = torch.stack([real.mean(0).flatten(), images.mean(0).flatten()])
     assert float(torch.corrcoef(means)[0, 1]) >= 0.85
-    assert frechet_distance(lite0_features(films), lite0_features(real), 64) <= 250
+    assert frechet_distance(lite0_features(images), lite0_features(real), 64) <= 280

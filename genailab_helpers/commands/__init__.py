@@ -10,7 +10,7 @@ from urllib.error import URLError
 import typer
 
 import genailab_helpers
-from genailab_helpers.commands import classification, data, diffusion, lessons
+from genailab_helpers.commands import classification, data, diffusion, lessons, segmentation
 from genailab_helpers.commands.options import complain
 
 app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
@@ -21,9 +21,11 @@ app.command()(diffusion.sample)
 app.command()(diffusion.evaluate)
 app.command()(classification.grade)
 app.command()(classification.classify)
+app.command()(segmentation.segment)
 train_app.command("diffusion")(diffusion.train)
 train_app.command("grader")(classification.train_grader)
 train_app.command("classifier")(classification.train_classes)
+train_app.command("segmenter")(segmentation.train)
 app.add_typer(train_app, name="train")
 app.add_typer(data.app, name="data")
 

@@ -38,7 +38,7 @@ def sphere(chord: Any) -> None:
 @self_check("2.3")
 def heart_share(ratio: Any) -> None:
     """Cardiothoracic ratio from masks."""
-    chests = sample_chests(4, seed=23).changed(rotation=0.0, bend=0.0, turn=0.0)
+    chests = sample_chests(4, seed=23).changed(magnification=0.9, lean=0.0, bend=0.0, turn=0.0)
     masks = render_chests(chests, 64, masks=True).masks
     thorax = masks["right_lung"] | masks["left_lung"] | masks["heart"]
     for i in range(len(chests)):

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MAX_LINES, MAX_BYTES, MIN_EXERCISES = 30, 1_000_000, 4
+MAX_LINES, MAX_BYTES, MIN_EXERCISES = 30, 2_000_000, 4
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 DATA_URI = re.compile(r"data:image/[\w+]+;base64,[A-Za-z0-9+/=\s]+")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -38,10 +38,17 @@ def cache_folder(part: str = "") -> Path:
     -------
     Path
         `$GENAILAB_CACHE` if that is set, else `genailab` under `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none is set and there is no home folder.
     """
-    named = os.environ.get("GENAILAB_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(named).expanduser() if named else Path(base) / "genailab"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(os.environ.get("GENAILAB_CACHE") or f"{base}/genailab"))
+    if str(folder)[0] == "~":  # nobody by this number is known to the system, and HOME is not set
+        raise FileNotFoundError(errno.ENOENT, "no home to keep a cache in; set GENAILAB_CACHE to a folder",
+                                str(folder))
     for made in (folder, folder / part):
         made.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / part
@@ -72,10 +79,12 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")  # nobody can foresee it
+    # A name that nobody can foresee; a part of the own one, which may take all of the 255 bytes allowed.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix[-20:]}")
+    mode = path.stat().st_mode & 0o777 if path.is_file() else 0o666
     try:
         with _full_disk_named(path):
-            temporary.touch(exist_ok=False)
+            temporary.touch(mode, exist_ok=False)
             yield temporary
             if sync:
                 with temporary.open("rb+") as written:
@@ -111,8 +120,8 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
     OSError
         Whatever writing raised; the temporary folder is gone then and `path` is as it was.
     """
-    path = Path(path).expanduser().resolve()
-    new, old = (path.with_name(f".{path.name}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
+    path = Path(os.path.expanduser(path)).resolve()
+    new, old = (path.with_name(f".{_short(path)}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
     with _alone(path), _full_disk_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -126,6 +135,12 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
             os.replace(new, path)
         finally:
             _remove_leftovers(path)
+
+
+def _short(path: Path) -> str:
+    """Return a name to which more can be added: names take 255 bytes at most."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
 
 
 @contextmanager
@@ -146,7 +161,7 @@ def _alone(path: Path) -> Iterator[None]:
 def _remove_leftovers(path: Path) -> None:
     """Put back the old folder if the new one is not in its place, and remove what is left of both."""
     for left in path.parent.iterdir():
-        ours = re.fullmatch(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}\.(new|old)", left.name)
+        ours = re.fullmatch(rf"\.{re.escape(_short(path))}-[0-9a-f]{{12}}\.(new|old)", left.name)
         if ours and not left.is_symlink():
             if left.suffix == ".old" and not path.exists():
                 os.replace(left, path)
@@ -251,11 +266,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return Checkpoint(tensors, json.loads(header["recipe"]))
+        return Checkpoint(tensors, {**json.loads(header["recipe"])})
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated, or no safetensors file ({error}); "
                          f"make or download it again") from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # no JSON, no dict, or too deep
         raise ValueError(f"{path}: its header has no readable recipe, so the model cannot be built; "
                          f"expected a file written by this project") from error
 

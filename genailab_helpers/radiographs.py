@@ -4,10 +4,13 @@ Public X-ray sets mix bit depths, colour modes, DICOM and broken files. Everythi
 in one form: a float32 tensor `(1, H, W)` in [-1, 1], -1 black (air), +1 white (bone), row 0 the head.
 """
 
+import io
+import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +22,22 @@ from torch import Tensor
 RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".dcm",
                        ".dicom", ".ima")
 MIN_SIDE = 16  # pixels; an image or a network input below this shows no anatomy
+MAX_PIXELS = 50_000_000  # a mammogram has 28 million
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # closed: Pillow hands an EPS file to Ghostscript
-_BIT_DEPTHS = (8, 10, 12, 14, 15, 16)  # what detectors and digitisers deliver
+BIT_DEPTHS = (8, 10, 12, 14, 15, 16)  # what detectors and digitisers deliver
 _UNIT = 1.05  # floats up to here are images of 0 to 1: resampling adds a little at edges
 _PROJECTION_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", ""})
 _WHITE_IS_ZERO = 0  # value of the TIFF tag PhotometricInterpretation
 _PHOTOMETRIC_TAG = 262
 _DICOM_HINT = 'pip install "genailab-helpers[dicom]"'
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax: unpacked as a whole as soon as it is opened
+_KINDS = {  # what Pillow cannot open, by its first bytes
+    "DICOM without the letters DICM": rb"[\2\10]\0.\0([A-Z]{2}|[\0-\100]\0\0\0)", "GIF": rb"GIF8",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8\xff", "BMP": rb"BM",
+    "WebP": rb"RIFF....WEBP", "JPEG 2000": rb"\0\0\0\x0cjP|\xff\x4f", "HEIC or AVIF": rb"....ftyp"}
+
+_one_large_image = threading.Lock()  # many threads may read, and one large image takes up to a gigabyte
 
 
 class UnreadableRadiographError(ValueError):
@@ -124,32 +135,35 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
     in a 16-bit PNG would come out black otherwise). Floats up to 1, give or take what resampling adds, have
     the scale 0 to 1, or -1 to 1 if some are negative. Only where nothing fits (negative integers, values
     above 65,535) is the image stretched from its minimum to its maximum. A 16-bit TIFF whose zero is white
-    is inverted.
+    is inverted. Of colours of 16 bits Pillow keeps the upper 8, so they are refused where these hold less
+    than half of the scale, which may be 12 bits.
 
     Colours become luma (ITU-R BT.601), transparent pixels lie on black, and a 1-bit image is read as black
     and white: whether it is a mask is for the audit of a data set to say. Large JPEGs are decoded at a
     fraction of their size that is still at least twice `img_size`. What has a side below 16 px is no
     radiograph.
 
-    DICOM (PS3.3 C.11): modality rescale, then the first VOI table or window, then MONOCHROME1 inverted.
-    Without a window the scale is what `BitsStored` declares.
+    DICOM (PS3.3 C.11): modality rescale, then the first VOI table or window, then MONOCHROME1 inverted, then
+    padding made black. Without a window the scale is what `BitsStored` declares; a field without a value, a
+    window of no width and a table without data count as absent.
+
+    Refused before they are decoded: more than 50 million pixels, several pages or frames, deflated DICOM.
     """
     path = Path(path)
     if img_size is not None:
         check_img_size(img_size)
     with _one_clear_line(path):
         image = _read_dicom(path) if is_dicom(path) else _read_image_file(path, img_size, bit_depth)
-    if min(image.size) < MIN_SIDE:
-        reason = f"{image.width} x {image.height} px; a radiograph has at least {MIN_SIDE} px a side"
-        raise UnreadableRadiographError(path, reason)
-    if (guessed := image.info.get("guessed bits", 16)) < 16:
+        guessed = image.info.get("guessed bits", 16)
+        if img_size is not None:
+            image = image.resize((img_size, img_size), Image.Resampling.BILINEAR, image.info.get("box"))
+        ImageOps.exif_transpose(image, in_place=True)
+        unit = torch.from_numpy(np.array(image))
+    if guessed < 16:
         warnings.warn(f"{path}: does not say how many bits it uses; {guessed} were guessed from its "
                       "brightest pixel, which may make it too bright: give bit_depth, or a whole data set",
                       stacklevel=2)
-    if img_size is not None:
-        image = image.resize((img_size, img_size), Image.Resampling.BILINEAR, image.info.get("box"))
-    unit = np.asarray(ImageOps.exif_transpose(image))
-    return torch.from_numpy(unit * np.float32(2) - 1).clamp_(-1, 1)[None]  # the clamp mends rounding only
+    return unit.mul_(2).sub_(1).clamp_(-1, 1)[None]  # the clamp mends rounding only
 
 
 class FileProperties(NamedTuple):
@@ -193,50 +207,118 @@ def inspect_radiograph(path: str | Path) -> FileProperties:
     path = Path(path)
     with _one_clear_line(path):
         if not is_dicom(path):
-            with Image.open(path, formats=_FORMATS) as image:
+            with open_image(path) as image:
                 return FileProperties(str(image.format), image.mode, *image.size)
-        import pydicom
-
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        mode = f"{header.PhotometricInterpretation} {header.BitsStored}"
+        header = read_dicom(path)
+        mode = f"{_code(header.PhotometricInterpretation)} {int(header.BitsStored)}"
         return FileProperties("DICOM", mode, int(header.Columns), int(header.Rows))
 
 
 def is_dicom(path: str | Path) -> bool:
     """Tell whether a file is marked as DICOM: the letters DICM after 128 bytes (PS3.10, 7.1)."""
+    return _first_bytes(path, 132)[128:] == b"DICM"
+
+
+def _first_bytes(path: str | Path, number: int) -> bytes:
+    """Return the first bytes of a file; nothing of a pipe, which would wait for a writer."""
     try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:
+            return file.read(number)
     except OSError:
-        return False
+        return b""
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open what Pillow reads and may be decoded: one page that is not too large.
+
+    Parameters
+    ----------
+    path : str or Path
+        A PNG, JPEG, BMP, TIFF or WebP file.
+
+    Yields
+    ------
+    Image
+        Not yet decoded.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        If it is none, or an error of any kind is met while it is open.
+    """
+    path = Path(path)
+    # opened as a stream: Pillow maps a file that it knows by name, and dies with it if that is cut meanwhile
+    with _one_clear_line(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        _check_size(path, *image.size)
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with a small copy
+            raise UnreadableRadiographError(path, "holds several pages or frames; expected a single image")
+        yield image
+
+
+def read_dicom(path: str | Path, pixels: bool = False) -> Any:
+    """Read a DICOM file with pydicom, by default without its pixels.
+
+    Raises
+    ------
+    UnreadableRadiographError
+        If that fails, or the file is deflated: nothing bounds the memory that it takes.
+    """
+    with _one_clear_line(Path(path)):
+        import pydicom
+
+        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+            raise UnreadableRadiographError(path, "a deflated DICOM file; store it without compression")
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableRadiographError(path, f"{width} x {height} px; a radiograph has at least {MIN_SIDE} "
+                                        "px a side")
+    if width * height > MAX_PIXELS:
+        raise UnreadableRadiographError(path, f"too many pixels for a radiograph ({width} x {height}); "
+                                        f"expected at most {MAX_PIXELS // 10**6} million")
+
+
+def _turn(width: int, height: int) -> AbstractContextManager[Any]:
+    """Return what an image has to wait for before it is decoded."""
+    return _one_large_image if width * height > 2**24 else nullcontext()
 
 
 @contextmanager
 def _one_clear_line(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong into one UnreadableRadiographError; oddities of what is read are no warning.
 
-    Damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom.
+    Damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom. What pydicom says of them is
+    not passed on: it quotes the header, which may name somebody.
     """
     try:
+        if not os.path.isfile(path):
+            raise UnreadableRadiographError(
+                path, "a folder; expected one image" if path.is_dir() else
+                "a pipe or a device; expected a file" if os.path.exists(path) else "no such file")
         with warnings.catch_warnings(action="ignore"):
             yield
     except (UnreadableRadiographError, MemoryError):
         raise
     except Exception as error:
-        damaged = f"damaged or incomplete ({str(error) or type(error).__name__}); get the file again"
+        start = _first_bytes(path, 16)
+        kind = next((kind for kind, first in _KINDS.items() if re.match(first, start, re.DOTALL)), "")
+        said = type(error).__name__ if is_dicom(path) or not str(error) else " ".join(str(error).split())
         reasons = [
-            (path.is_dir(), "a folder; expected one image"),
-            (not path.exists(), "no such file"),
             (isinstance(error, PermissionError), "may not be read; check the permissions of the file"),
             (path.name.startswith(("._", ".DS_Store")), "a system file of macOS; it can be deleted"),
-            (path.exists() and not path.stat().st_size, "empty, 0 bytes; get the file again"),
+            (not start, "empty, 0 bytes; get the file again"),
             (isinstance(error, ImportError), f"a DICOM file; reading those needs {_DICOM_HINT}"),
             ("missing dependencies" in str(error), f"DICOM in a compression that cannot be undone here; "
              f"store it without, or for JPEG 2000: {_DICOM_HINT}"),
+            (isinstance(error, Image.UnidentifiedImageError) and kind,
+             f"{kind}, but damaged or of a kind that is not read; store it as grey PNG or whole DICOM"),
             (isinstance(error, Image.UnidentifiedImageError),
              "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"),
-            (isinstance(error, Image.DecompressionBombError), f"too many pixels for a radiograph ({error})"),
-            (True, damaged)]
+            (isinstance(error, Image.DecompressionBombError), f"too many pixels for a radiograph ({said})"),
+            (True, f"damaged or incomplete ({said}); get the file again")]
         reason = next(reason for holds, reason in reasons if holds)
         raise UnreadableRadiographError(path, reason) from error
 
@@ -244,18 +326,18 @@ def _one_clear_line(path: Path) -> Iterator[None]:
 def brightest_undeclared(path: str | Path) -> float:
     """Return the brightest pixel of a file of 9 to 16 bits that does not say how many; 0 of others."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+        with open_image(path) as image, _turn(*image.size):
             if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
                 return 0.0
             values = np.asarray(image)
             return float(values.max()) if values.min() >= 0 and _UNIT < values.max() < 2**16 else 0.0
-    except Exception:  # whoever reads it says what is wrong with it
+    except UnreadableRadiographError:  # whoever reads it says so
         return 0.0
 
 
 def smallest_bit_depth(brightest: float) -> int:
     """Return the smallest number of bits that detectors deliver and that holds a pixel of this value."""
-    return next(bits for bits in _BIT_DEPTHS if brightest <= 2**bits - 1)
+    return next(bits for bits in BIT_DEPTHS if brightest <= 2**bits - 1)
 
 
 def _significant_bits(path: Path) -> int | None:
@@ -273,18 +355,53 @@ def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None) ->
     fraction of its size is padded to whole blocks at the right and at the bottom, which would shift the image
     by up to a pixel.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    with open_image(path) as image:
         drafted = image.draft("L", None if img_size is None else (2 * img_size, 2 * img_size))
-        image.load()
-        if image.mode.startswith(("I", "F")):
-            unit, bits = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth)
-            if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
-                unit = 1 - unit  # Pillow does this for 1 and 8 bits only
-        else:
-            unit, bits = np.asarray(_to_grey(image), dtype=np.float32) / np.float32(255), 16
+        deep = ";16" in str(getattr(image, "tile", [])[:1])  # what Pillow unpacks, such as RGB;16B
+        with _turn(*image.size):
+            image.load()
+            if _ends_early(path, image):
+                raise UnreadableRadiographError(path, "damaged or incomplete (its pixels end early); get the "
+                                                "file again")
+            if image.mode.startswith(("I", "F")):
+                refused = "transparency" in image.info
+                unit, bits = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth)
+                if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+                    unit = 1 - unit  # Pillow does this for 1 and 8 bits only
+            else:
+                bands = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2)), strict=True)
+                refused = deep and max(high for band, (_, high) in bands if band != "A") < 128
+                unit, bits = np.array(_to_grey(image), dtype=np.float32), 16
+                unit /= 255
+        if refused:
+            raise UnreadableRadiographError(path, "colours or transparency in 16 bits, of which only 8 are "
+                                            "read; store it as grey of 16 bits")
         read = Image.fromarray(unit)
         read.info = image.info | {"box": drafted and drafted[1], "guessed bits": bits}
         return read
+
+
+def _ends_early(path: Path, image: Image.Image) -> bool:
+    """Tell whether the last row was not in the file: a stream may be cut short and well-formed.
+
+    Then it is black, or mid-grey in a JPEG. That may be meant, so such an image is decoded again: onto
+    another ground, or with more bytes at the end of the JPEG, which change nothing in a whole one.
+    """
+    is_jpeg = image.format in ("JPEG", "MPO")
+    last = np.asarray(image.crop((0, image.height - 1, *image.size)))
+    if not np.isin(last, (127, 128) if is_jpeg else 0).all():
+        return False
+    content = path.read_bytes()
+    if is_jpeg:
+        start, mark, rest = content.rpartition(b"\xff\xd9")
+        content = start + b"\x55" * 2**16 + mark + rest
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as again:
+        again.draft("L", image.size)
+        if not is_jpeg:
+            bands, stored = again.getbands(), getattr(again, "_tile_size", again.size)  # a TIFF not upright
+            again.im = Image.new(again.mode, stored, (1,) * len(bands) if len(bands) > 1 else 1).im
+        again.load()
+        return again.tobytes() != image.tobytes()
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -312,44 +429,82 @@ def _to_unit_scale(values: np.ndarray, declared: int | None,
             bits = 16 if declared else smallest_bit_depth(highest)
         guessed = 16 if declared or bit_depth else bits
         black, white = 0.0, 2.0**bits - 1
-    unit = ((values.astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1).astype(np.float32)
+    unit = np.empty(values.shape, np.float32)
+    for rows in _strips(values):
+        unit[rows] = ((values[rows].astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1)
     return unit, guessed
+
+
+def _strips(values: np.ndarray) -> Iterator[slice]:
+    """Yield slices of rows: what is computed in float64 must not need it for a whole image at once."""
+    return (slice(start, start + 256) for start in range(0, len(values), 256))
+
+
+def _code(value: object) -> str:
+    """Return a code of a DICOM header, or "unknown": the field may hold anything, such as a name."""
+    return str(value) if re.fullmatch("[A-Z]{2}|MONOCHROME[12]|RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}",
+                                      str(value)) else "unknown"
 
 
 def _read_dicom(path: Path) -> Image.Image:
     """Read a projection radiograph in DICOM: an image of mode F in [0, 1]."""
-    import pydicom
-    from pydicom.pixels import apply_modality_lut
-
-    film = pydicom.dcmread(path)
+    film = read_dicom(path, pixels=True)
     modality, photometric = film.get("Modality") or "", film.get("PhotometricInterpretation")
     frames = int(film.get("NumberOfFrames") or 1)
     refused = [
-        (modality not in _PROJECTION_MODALITIES, f"of modality {modality}; expected one such as CR or DX"),
+        (modality not in _PROJECTION_MODALITIES,
+         f"of modality {_code(modality)}; expected one such as CR or DX"),
+        (bool(film.dir("FloatPixelData")), "with float pixels; expected whole numbers"),
         ("PixelData" not in film, "without pixels"),
-        (photometric not in ("MONOCHROME1", "MONOCHROME2"), f"with {photometric} pixels; expected grey ones"),
+        (photometric not in ("MONOCHROME1", "MONOCHROME2"),
+         f"with {_code(photometric)} pixels; expected grey ones"),
         (frames > 1, f"with {frames} frames; expected a single image")]
     if reason := next((reason for holds, reason in refused if holds), ""):
         raise UnreadableRadiographError(path, f"DICOM {reason}")
-    values = np.asarray(apply_modality_lut(film.pixel_array, film), dtype=np.float64)
-    values, black, white = _apply_voi(film, values)
-    if black == white:
-        raise ValueError("its grey scale has no width")
-    unit = ((values - black) / (white - black)).astype(np.float32)
-    return Image.fromarray(1 - unit if photometric == "MONOCHROME1" else unit)
+    _check_size(path, film.Columns, film.Rows)
+    _fill_void_fields(film)
+    with _turn(film.Columns, film.Rows):
+        stored = film.pixel_array
+        unit = np.empty(stored.shape, np.float32)
+        padding = film.get("PixelPaddingValue", np.inf)
+        low, high = sorted((padding, film.get("PixelPaddingRangeLimit", padding)))
+        for rows in _strips(stored):
+            values, black, white = _apply_voi(film, stored[rows])
+            if black == white or not np.isfinite(white - black):
+                raise UnreadableRadiographError(path, "DICOM; its grey scale has no width")
+            black, white = (white, black) if photometric == "MONOCHROME1" else (black, white)
+            padded = (stored[rows] >= low) & (stored[rows] <= high)
+            unit[rows] = np.where(padded, 0, (values - black) / (white - black))
+    if not (unit.min() > -.01 and unit.max() < 1.01):  # false for NaN too
+        raise UnreadableRadiographError(path, "DICOM with pixels outside of the scale that its header gives")
+    return Image.fromarray(unit)
+
+
+def _fill_void_fields(film: Any) -> None:
+    """Treat fields without a value and tables without data as absent, and rescaling as PS3.3 C.11.1 does."""
+    from pydicom.filewriter import correct_ambiguous_vr
+
+    for element in film.group_dataset(0x28):
+        if element.is_empty or (element.VR == "SQ" and not (
+                element.value[0].get("LUTData") and element.value[0].get("LUTDescriptor"))):
+            del film[element.tag]
+    film.RescaleSlope, film.RescaleIntercept = film.get("RescaleSlope", 1), film.get("RescaleIntercept", 0)
+    correct_ambiguous_vr(film, film.original_encoding[1])  # of padding, in files that do not tell types
 
 
 def _apply_voi(film: Any, values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Apply the first VOI table or window; return the values and the ends of their scale."""
+    """Apply modality rescale and the first VOI table or window; return values and the ends of their scale."""
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
-    if film.get("VOILUTSequence"):
+    values = np.asarray(apply_modality_lut(values, film), dtype=np.float64)
+    if "VOILUTSequence" in film:
         bits = film.VOILUTSequence[0].LUTDescriptor[2]
         return apply_voi(values.astype(np.int64), film), 0.0, float(2**bits - 1)
-    if None not in (film.get("WindowCenter"), film.get("WindowWidth")):
-        # A window maps what lies outside onto the ends of its output, so two far values reveal them.
-        black, white = apply_windowing(np.array([-1e30, 1e30]), film)
-        return apply_windowing(values, film), float(black), float(white)
+    if "WindowCenter" in film and "WindowWidth" in film:
+        with suppress(ValueError):  # a window of no width
+            # A window maps what lies outside onto the ends of its output, so two far values reveal them.
+            black, white = apply_windowing(np.array([-1e30, 1e30]), film)
+            return apply_windowing(values, film), float(black), float(white)
     lowest = -(2 ** (film.BitsStored - 1)) if film.PixelRepresentation == 1 else 0
     black, white = sorted(apply_modality_lut(np.array([lowest, lowest + 2**film.BitsStored - 1]), film))
     return values, float(black), float(white)  # sorted, because a negative slope swaps them

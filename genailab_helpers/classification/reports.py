@@ -1,6 +1,8 @@
 """What a trained model is worth, and a model card that says so beside what the model was made from."""
 
 import hashlib
+import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,7 +186,8 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     The sections follow Mitchell et al., Model cards for model reporting, FAT* 2019. The hash of a part is
     that of the sorted SHA-256 sums of its files: `sha256sum FILES | cut -c1-64 | sort | sha256sum`.
     """
-    model = result.model
+    model, names = result.model, _plain(", ".join(result.model.classes))
+    fenced = [text.replace("```", "~~~") for text in (str(judged), audit)]
     tables = {name: part_images(part) for name, part in parts.items()}
     films = [[name, len(images), images["patient"].nunique(),
               *np.bincount(images["label"], minlength=len(model.classes)), _hash(images["path"])]
@@ -199,32 +202,37 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
         limits.append(f"Nothing tells the patient of {untold} films, which count as one patient each: "
                       "several films of one person may be on both sides.")
     scores = [judged] if isinstance(judged, str) else [
-        f"**{judged.first}.** {verdict}", f"```text\n{judged}\n```",
+        f"**{judged.first}.** {verdict}", f"```text\n{fenced[0]}\n```",
         f"Calibration: temperature {model.temperature:.3f}, fitted on val. Calibration error (ECE) on "
         f"{judged.part} before: {judged.ece_before}; after: {judged.scores['ece']}."]
     if thresholds:
         limits.append("PPV and NPV hold for the class shares of these films alone.")
         scores.append("Thresholds, chosen on val and frozen: "
-                      + ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items()) + ".")
+                      + ", ".join(f"{_plain(name)} {value:.3f}" for name, value in thresholds.items()) + ".")
     return "\n\n".join([
-        f"# Model card: {', '.join(model.classes)}",
+        f"# Model card: {names}",
         f"{datetime.now(UTC).date().isoformat()}. **Not for diagnosis.**",
         "## What it is for",
-        f"A `{model.backbone}` network that tells {', '.join(model.classes)} apart, from one grey film of "
+        f"A `{model.backbone}` network that tells {names} apart, from one grey film of "
         f"{model.img_size}x{model.img_size} pixels. It is for learning how such models are made and judged, "
         "not for diagnosis, triage or any decision about a person. Use it with "
         f"`genailab {'grade' if model.classes == list(GRADES) else 'classify'}`.",
-        "## Data", f"`{recipe['data']}`. {split} No known patient is in two parts.",
+        "## Data", f"`{_plain(recipe['data'])}`. {split} No known patient is in two parts.",
         _table(["part", "films", "patients", *model.classes, "SHA-256"], films),
         "A hash is that of the sorted SHA-256 sums of the files of a part, one a line.",
         "## Training", _table(["argument", "value"], training.items()),
         "## Scores", *scores,
-        "## Shortcut audit", f"```text\n{audit}\n```", verdict,
+        "## Shortcut audit", f"```text\n{fenced[1]}\n```", verdict,
         "## Limits", "\n".join(f"- {limit}" for limit in limits)]) + "\n"
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
+    return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _plain(text: object) -> str:
+    """Return a text that Markdown and HTML show as it is, whatever a class or a folder is called."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _hash(paths: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """The `genailab` command. What a command needs is imported inside it, so that the help appears at once."""
 
+import io
+import os
 import re
 import sys
 import traceback
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SystemExit
         With the exit status, after a success too.
     """
+    for stream in (sys.stdout, sys.stderr):  # a console or pipe that cannot write every letter
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(_join_parameters(sys.argv[1:] if arguments is None else arguments))
     except Exception as error:
@@ -69,7 +74,8 @@ def _join_parameters(arguments: Sequence[str]) -> list[str]:
     A `~` at the start of a path, also after `=`, is the home folder.
     """
     joined: list[str] = []
-    for word in (re.sub(r"(^|=)~(?=/|$)", lambda match: match[1] + str(Path.home()), w) for w in arguments):
+    home = os.path.expanduser("~")
+    for word in (re.sub(r"(^|=)~(?=/|$)", lambda match: match[1] + home, word) for word in arguments):
         if joined[-2:-1] == ["-p"] and "=" not in joined[-1]:
             joined[-1] += f"={word}"
         else:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option, echo
+from typer import Argument, Exit, Option, echo
 
-from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Pattern, Seed, Table
+from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Pattern, Seed, Table, complain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +174,16 @@ def _predict(model: Path, files: list[Path], graded: bool
     thresholds, bit_depth = recipe.get("thresholds", {}), recipe.get("run", {}).get("bit_depth")
     if not graded and set(thresholds) != set(classifier.classes):
         raise ValueError(f"{path}: holds no thresholds of its classes; expected one of `genailab train`")
-    probabilities, decoded = classifier.predict(torch.stack([
-        radiographs.read_radiograph(file, classifier.img_size, bit_depth) for file in files]))
-    for file, found, number in zip(files, probabilities.tolist(), decoded.tolist(), strict=True):
+    images, errors = {}, []
+    for file in files:
+        try:
+            images[file] = radiographs.read_radiograph(file, classifier.img_size, bit_depth)
+        except radiographs.UnreadableRadiographError as error:
+            errors.append(error)
+    if not images:
+        raise errors[0]
+    probabilities, decoded = classifier.predict(torch.stack(list(images.values())))
+    for file, found, number in zip(images, probabilities.tolist(), decoded.tolist(), strict=True):
         yield file, dict(zip(classifier.classes, found, strict=True)), number, thresholds
+    if list(map(complain, errors)):
+        raise Exit(2)

@@ -72,7 +72,7 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
         write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
         told = recipe | {"data": Path(data).name}  # a model that travels names no folder of this machine
         save_denoiser(output / MODEL, model, {"run": told}, half=True)  # last: it says that all is there
-    done = json.loads((output / RECIPE).read_bytes())
+    done = _read_recipe(output)
     echo(f"{done['steps']} steps, {done['seconds_a_step']} s a step, loss {done['mean_of_last_100_losses']} "
          f"(1: the best linear estimate)\nLook at {output}; sample images with: genailab sample {output}")
 
@@ -92,13 +92,28 @@ def _open_run(output: Path, recipe: dict[str, Any]) -> None:
     from genailab_helpers.checkpoints import first_difference
 
     if (output / RECIPE).exists():
-        if difference := first_difference(json.loads((output / RECIPE).read_bytes()), recipe):
+        if difference := first_difference(_read_recipe(output), recipe):
             raise ValueError(f"{output}: holds another run ({difference}); choose another --output")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "
                               "choose another --output")
     else:
         write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """Read the recipe of a run; its classes become names of folders, so they are checked."""
+    from genailab_helpers.datasets.names import is_folder_name
+
+    try:
+        recipe = json.loads((folder / RECIPE).read_bytes())
+        fine = all(is_folder_name(name) and 0 <= n < 2**40 for name, n in recipe["classes"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{folder / RECIPE}: expected a recipe of `genailab train diffusion`, with classes "
+                         "that can be folders, and their numbers of images; train again")
+    return recipe
 
 
 def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("build/samples"),
@@ -120,12 +135,12 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     denoiser = load_denoiser(run_folder / MODEL)
     if denoiser.num_classes is None and guidance != 1:
         raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")
-    classes = json.loads((run_folder / RECIPE).read_bytes())["classes"]  # in the order of the labels
+    classes = _read_recipe(run_folder)["classes"]  # in the order of the labels
     if len(classes) != (denoiser.num_classes or 1):
         raise ValueError(f"{run_folder}: {RECIPE} names {len(classes)} classes, {MODEL} knows "
                          f"{denoiser.num_classes or 1}; train again")
-    of_images = np.repeat(np.arange(len(classes)), list(classes.values()))
-    labels = of_images[((np.arange(n_samples) + 0.5) * len(of_images) / n_samples).astype(int)]
+    up_to = np.cumsum(list(classes.values()))
+    labels = np.searchsorted(up_to, (np.arange(n_samples) + 0.5) * up_to[-1] / n_samples, side="right")
     told = torch.from_numpy(labels) if denoiser.num_classes else None
     batches = generate(denoiser.to(choose_device()), n_samples, seed=seed, guidance=guidance, labels=told,
                        linear_above=LINEAR_ABOVE)

@@ -2,9 +2,12 @@
 
 import ast
 import json
+import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +42,11 @@ def run(lessons: _Lessons = None, parameters: _Parameters = None, output: _Outpu
         index_images(folder)  # refuse a folder without radiographs now, not after minutes of lessons
     output.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=output).close()  # refuse one that cannot be written now as well
+    told = {name: Path(text).name if os.path.isabs(text) else text for name, text in given.items()}
     failures = 0
     for number, (lesson, values) in enumerate(jobs, 1):
         notebook, error = _execute(lesson, values, f"[{number}/{len(jobs)}] {lesson.stem}")
-        written = _save(notebook, error, lesson.stem, output, given)
+        written = _save(_without_folders(notebook, values, told), error, lesson.stem, output, told)
         if error:
             failures += 1
             complain(f"lesson {lesson.stem} failed in {error} (executed so far: {written})")
@@ -63,7 +67,7 @@ def find_lessons(wanted: Sequence[str]) -> list[Path]:
                                 "02_synthetic_xrays.ipynb; run this in a clone of GenAI Lab")
     found: list[Path] = []
     for name in wanted:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.suffix == ".ipynb" and path.is_file():
             found.append(path.resolve())
         elif matches := [lesson for lesson in known if name in (lesson.stem, lesson.name)
@@ -113,7 +117,7 @@ def _convert(name: str, text: str, default: Any) -> Any:
     if name in IMAGES or name.endswith(("_DIR", "_FOLDER")):
         if not text:
             raise ValueError(f"parameter {name}: expected a folder, got nothing")
-        return None if text == "None" and default is None else str(Path(text).expanduser().resolve())
+        return None if text == "None" and default is None else str(Path(os.path.expanduser(text)).resolve())
     if isinstance(default, str):
         return text
     try:
@@ -152,12 +156,15 @@ def _execute(lesson: Path, parameters: dict[str, Any], title: str) -> tuple[Any,
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     manager.transport_encryption = "auto"  # else ipykernel warns on stderr that others could listen
     error, began = "", time.monotonic()
-    with tqdm(desc=title, total=len(cells), mininterval=0,
-              bar_format="{desc}: cell {n_fmt} of {total_fmt} |{bar:20}| {elapsed}") as bar:
+    # Nor does a user's own profile of IPython count, which may show every line's value.
+    with tempfile.TemporaryDirectory() as profile, tqdm(
+            desc=title, total=len(cells), mininterval=0,
+            bar_format="{desc}: cell {n_fmt} of {total_fmt} |{bar:20}| {elapsed}") as bar:
         try:
             NotebookClient(notebook, km=manager, timeout=None, record_timing=False,
                            resources={"metadata": {"path": str(lesson.parent)}},
-                           on_cell_execute=lambda **_: bar.update()).execute(cleanup_kc=True)
+                           on_cell_execute=lambda **_: bar.update()).execute(
+                               cleanup_kc=True, env={**os.environ, "IPYTHONDIR": profile})
         except exceptions.CellExecutionError as raised:
             error = f"{raised.ename}: {' '.join(raised.evalue.split())}"
         except exceptions.DeadKernelError:
@@ -186,7 +193,21 @@ def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, s
     write_text(page, html.replace("<script src=", "<script async src="))  # show it before the network answers
     for suffix in () if error else ("ipynb", "html"):  # an earlier failure is mended
         (output / f"{name}.failed.{suffix}").unlink(missing_ok=True)
-    executed = [json.loads(path.read_bytes())["metadata"] for path in sorted(output.glob("*.ipynb"))]
-    rows = "\n".join(metadata.get("genailab", {}).get("row", "") for metadata in executed)
-    write_text(output / "index.html", _INDEX + rows)
+    rows = []
+    for path in sorted(output.glob("*.ipynb")):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # not one of ours
+            rows.append(json.loads(path.read_bytes())["metadata"]["genailab"]["row"])
+    write_text(output / "index.html", _INDEX + "\n".join(map(str, rows)))
     return target
+
+
+def _without_folders(notebook: Any, values: dict[str, Any], told: dict[str, str]) -> Any:
+    """Return a notebook that names no folder of this machine: it may travel."""
+    import nbformat
+
+    text = nbformat.writes(notebook)
+    folders = [(value, told[name]) for name, value in values.items() if os.path.isabs(str(value))]
+    for place in [*folders, (os.path.expanduser("~"), "~")]:
+        folder, name = (json.dumps(one)[1:-1] for one in place)
+        text = re.sub(rf"{re.escape(folder)}(?![\w+=.-])", name.replace("\\", r"\\"), text)
+    return nbformat.reads(text, as_version=4)

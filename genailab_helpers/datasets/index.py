@@ -3,6 +3,7 @@
 Audit, split, training, evaluation and commands take this table and ask nobody else.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,8 @@ from genailab_helpers.datasets.names import (
     sort_classes,
 )
 
+FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
+MAX_CLASSES = 1000  # of a label file
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
 _READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
@@ -95,7 +98,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         the table is none or a row of it fits several images, or the pattern is none or does not match a
         name.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if root.suffix == ".json":
         return _index_labels(root)
     names, folders, links = _find(root)
@@ -145,7 +148,7 @@ def _tabulate(root: Path, names: Sequence[str], classes: Sequence[str], splits: 
     images["known"] = images["patient"].ne("").map({True: "file name", False: "own"})
     beside = [root / TABLE, *([root.parent / TABLE] if canonical_split(root.name) else [])]
     found = table if table is not None else next((place for place in beside if place.is_file()), "")
-    images.attrs = {"root": str(root), "table": str(found and Path(found).expanduser()),
+    images.attrs = {"root": str(root), "table": str(found and os.path.expanduser(found)),
                     "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist())}
     if found:
         _apply_table(images, match_table(images, images.attrs["table"], graded))
@@ -179,6 +182,8 @@ def _find(root: Path) -> tuple[list[str], set[str], list[tuple[str, str]]]:
             if not _looks_like_radiograph(path):
                 others[os.path.splitext(name)[1] or name] += 1
                 continue
+            if not place.isascii() and place.encode(errors="replace").decode() != place:
+                raise ValueError(f"{root}: the name {place!a} is no UTF-8; rename it")
             images.append(place)
             if os.path.islink(path) or real != os.path.normpath(os.path.join(home, base)):
                 target = os.path.relpath(os.path.realpath(path), home).replace(os.sep, "/")
@@ -273,12 +278,11 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         If the file is absent, is no such table, or has no column for the file.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        read = pd.read_csv(path, sep=max(",;\t", key=header.count), dtype=str, keep_default_na=False,
-                           encoding="utf-8-sig", skip_blank_lines=False)
+        first, header, separator = table_head(path)
+        read = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                           skip_blank_lines=False, skiprows=first)
     except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
-        raise ValueError(f"{path}: expected a CSV table in UTF-8 ({error})") from error
+        raise ValueError(f"{path}: expected a CSV table in UTF-8 ({' '.join(str(error).split())})") from error
     columns = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(read.columns)}
     chosen = {kind: next((columns[name] for name in names if name in columns), None)
               for kind, names in _COLUMNS.items()}
@@ -289,15 +293,30 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows = pd.DataFrame({kind: "" if name is None else read[name] for kind, name in chosen.items()},
                         read.index)
     rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
+    rows = rows.replace(f"^'{FORMULA}", r"\1", regex=True)
     others = rows.columns.drop("file")
     rows[others] = rows[others].replace(r"^(\d+)\.0+$", r"\1", regex=True)
-    rows.index = pd.Index(range(2, len(rows) + 2), name="line")
+    rows.index = pd.Index(range(first + 2, first + len(rows) + 2), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
     rows["split"] = rows["split"].map(canonical_split)
     names = canonical_classes(set(rows["class"]) - {""}, graded)
     rows["class"] = rows["class"].map({"": "", **names})
     return rows
+
+
+def table_head(path: str | Path) -> tuple[int, str, str]:
+    """Return how many lines stand before the header of a CSV table, the header, and the separator.
+
+    Excel writes `sep=;` and blank lines there. Raises OSError or ValueError if the file is none or no UTF-8.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))  # or a pipe, which nobody may fill
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file):
+            if line.strip(",;\t \n") and not re.fullmatch(r'"?sep=.?"?\s*', line):
+                return number, line, max(",;\t", key=line.count)
+    raise ValueError("it is empty")
 
 
 def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -> pd.DataFrame:
@@ -353,19 +372,18 @@ def _folders(path: str) -> list[str]:
 def _index_labels(file: Path) -> pd.DataFrame:
     """List the images of a label file as StyleGAN2-ADA reads it, whose numbers the classes have."""
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["labels"]
-        labels = {str(name): int(label) for name, label in listed}
+        labels = dict(json.loads(file.read_text(encoding="utf-8"))["labels"])
         images = index_images(file.parent)
         images = images.loc[sorted(labels)]
-        images["number"] = [range(max(labels.values()) + 1).index(labels[name]) for name in images.index]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        images["number"] = [range(MAX_CLASSES).index(labels[name]) for name in images.index]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{file}: expected {{"labels": [["folder/image.png", 0], ...]}} of images in its '
                          f"folder ({error}); make it with `genailab data label`") from error
     named = images[images["class"] != ""].groupby("number")["class"].unique()
     alone = {number: names[0] for number, names in named.items() if len(names) == 1}
     if set(alone) < set(images["number"]):
         alone = {}
-    classes = [alone.get(number, f"class {number}") for number in range(max(labels.values()) + 1)]
+    classes = [alone.get(number, f"class {number}") for number in range(images["number"].max() + 1)]
     if all(GRADES[number:number + 1] == (name,) for number, name in alone.items()) and alone:
         classes = list(GRADES)
     images["class"] = [classes[number] for number in images.pop("number")]
@@ -394,8 +412,8 @@ class BitDepth:
         """The number of bits; a set seen before is not read again."""
         states = "".join(file_state(path, path) for path in self.paths)
         file = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
-        known = file.read_text() if file.exists() else ""
-        if not known.isdigit():
+        known = file.read_text(errors="replace") if file.is_file() else ""
+        if known not in {str(bits) for bits in (0, *radiographs.BIT_DEPTHS)}:
             with warnings.catch_warnings(action="ignore"):
                 brightest = max(threaded(radiographs.brightest_undeclared, self.paths), default=0.0)
             known = str(radiographs.smallest_bit_depth(brightest) if brightest else 0)
@@ -406,7 +424,7 @@ class BitDepth:
 
 def threaded(action: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Yield `action(item)` in order, from several threads, few ahead: 100,000 waiting tasks take 100 MB."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:  # each may decode a large image
         for start in range(0, len(items), 256):
             yield from pool.map(action, items[start:start + 256])
 

@@ -29,8 +29,23 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
-from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
+from genailab_helpers.datasets.index import (
+    FORMULA,
+    TABLE,
+    image_hashes,
+    match_table,
+    other_files,
+    read_table,
+    threaded,
+)
+from genailab_helpers.datasets.names import (
+    KNOWN,
+    SPLITS,
+    canonical_class,
+    canonical_split,
+    is_folder_name,
+    sort_classes,
+)
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
 RATIOS = (0.7, 0.15, 0.15)
@@ -319,7 +334,7 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
         If the file is there, and `replace` is not set or it is no label file.
     """
     root, placed, classes = Path(images.attrs["root"]), _placed(images), images.attrs["classes"]
-    file = Path(output).expanduser() if output else root / LABELS
+    file = Path(os.path.expanduser(output)) if output else root / LABELS
     if file.resolve().parent != root.resolve():
         raise ValueError(f"{file}: expected a file in {root}, because the paths in it start there")
     if file.exists() and not (replace and file.is_file() and file.read_bytes().startswith(b'{"labels"')):
@@ -490,8 +505,7 @@ def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[
 # ------------------------------------------------------------------------------------- names, tables, files
 
 def _is_class_name(name: str) -> bool:
-    return name.isprintable() and not canonical_split(name) and not re.search(
-        r'[/\\:*?"<>|]|^\.|^(masks|images)?$', name.lower())  # some system cannot have these in its names
+    return is_folder_name(name) and not canonical_split(name) and name.lower() not in ("masks", "images")
 
 
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
@@ -540,6 +554,10 @@ def _names_apart(wanted: Sequence[str], sources: Iterable[str]) -> pd.Series:
             tag = "-".join(origin.parts[:-1])[:80] or origin.suffix[1:] or "dicom"
             tag += f"-{hashlib.blake2b(os.fsencode(origin), digest_size=8).hexdigest()}" * (level > 1)
             names.iloc[i] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
+    long = names.map(lambda name: len(os.fsencode(PurePosixPath(name).name)) > 255)
+    for i in np.flatnonzero(long).tolist():
+        place, tag = PurePosixPath(wanted[i]), hashlib.sha256(os.fsencode(names.index[i])).hexdigest()
+        names.iloc[i] = str(place.with_name(f"{place.stem[:40]}__{tag[:16]}{place.suffix[-20:]}"))
     return names
 
 
@@ -556,7 +574,7 @@ def _summary(what: str, output: str | Path, dry_run: bool, counts: dict[tuple[st
 
 def _check_output(images: pd.DataFrame, output: str | Path, replace: bool) -> None:
     """Refuse what cannot be written, before any work."""
-    source, target = Path(images.attrs["root"]).resolve(), Path(output).expanduser().resolve()
+    source, target = Path(images.attrs["root"]).resolve(), Path(os.path.expanduser(output)).resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(f"{output}: lies in the input {source}, or the input in it; "
                          "expected a folder apart, so that the input stays as it is")
@@ -570,8 +588,8 @@ def _check_output(images: pd.DataFrame, output: str | Path, replace: bool) -> No
 def _refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that holds what no run of this project has written."""
     ours = {TABLE, LABELS}
-    with suppress(OSError, ValueError):  # no table, or one of somebody else that lists nothing of ours
-        ours |= set(pd.read_csv(target / TABLE, dtype=str, keep_default_na=False, usecols=["file"])["file"])
+    with suppress(ValueError):  # no table, or one of somebody else that lists nothing of ours
+        ours |= set(read_table(target / TABLE)["file"])
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if strange := sorted(name for name in files - ours if PurePosixPath(name).name not in _SYSTEM_FILES):
         raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {TABLE} does "
@@ -608,6 +626,7 @@ def _fill(new: Path, placed: pd.DataFrame,
         try:
             if make:
                 make(path, new / file)
+                os.chmod(new / file, os.stat(path).st_mode & os.stat(new / file).st_mode)  # as private
         except UnreadableRadiographError as error:
             return error.reason
         return ""
@@ -623,5 +642,6 @@ def _fill(new: Path, placed: pd.DataFrame,
         raise ValueError(f"none of {len(placed)} images can be read; the first: {bad[0]}")
     placed = placed[reasons == ""]
     noted = placed.assign(patient=placed["patient"].where(placed["known"] != "own", ""))
-    noted.sort_values("file")[_COLUMNS].to_csv(new / TABLE, index=False, lineterminator="\n")
+    noted = noted.sort_values("file")[_COLUMNS].replace(f"^{FORMULA}", r"'\1", regex=True)
+    noted.to_csv(new / TABLE, index=False, lineterminator="\n")
     return placed, bad

@@ -6,9 +6,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from genailab_helpers.radiographs import is_dicom
+from genailab_helpers.datasets.index import table_head
+from genailab_helpers.radiographs import is_dicom, open_image, read_dicom
 
 # DICOM PS3.15, table E.1-1: those that name people and places
 _PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
@@ -20,7 +21,8 @@ _TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name
                       re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
 _TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
-_INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+")
+_INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|"
+                            r"(?<![A-Za-z])[A-Za-z]{2,}\^[A-Za-z]+")
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
 _DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
@@ -52,10 +54,8 @@ def _dicom_header(path: Path) -> dict[str, str]:
     if not is_dicom(path):
         return {}
     try:
-        import pydicom
-
         with warnings.catch_warnings(action="ignore"):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            header = read_dicom(path)
             return {name: str(header[name].value) for name in header.dir() if header.get(name)}
     except Exception:  # no package or damaged: the check "unreadable" says so
         return {}
@@ -68,7 +68,7 @@ def _metadata(path: Path) -> dict[str, str]:
         return text.replace("\0", "").strip()
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             exif = image.getexif()
             tags = {ExifTags.TAGS.get(tag, ""): value
                     for tag, value in {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}.items()}
@@ -110,6 +110,8 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
 
 def person_columns(table: Path) -> list[str]:
     """Return the columns of a CSV table that name people, by their headings."""
-    with table.open(encoding="utf-8-sig", errors="replace") as file:
-        columns = [name.strip().strip('"') for name in re.split("[,;\t]", file.readline())]
+    try:
+        columns = [name.strip().strip('"') for name in re.split("[,;\t]", table_head(table)[1])]
+    except (OSError, ValueError):  # a folder, a pipe or no text of that name
+        return []
     return [name for name in columns if _COLUMNS.search(re.sub(r"[^a-z]", "", name.lower()))]

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +27,7 @@ FONT_SIZE = 10  # points
 
 def set_house_style() -> None:
     """Set matplotlib's defaults: seaborn's style, colour-blind-safe colours, letters of 10 pt or more."""
+    plt.rcdefaults()  # whatever a matplotlibrc says, such as image.origin
     sns.set_theme(style="ticks", palette="colorblind", font="DejaVu Sans", rc={
         "figure.constrained_layout.use": True, "figure.figsize": (6.4, 3.6), "image.cmap": "gray",
         "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE + 1, "axes.labelsize": FONT_SIZE,
@@ -49,6 +52,9 @@ def figure_png(fig: Figure) -> bytes:
         reduced to a palette: a hardly visible change of the data would then choose another palette, and two
         runs could no longer be compared.
     """
+    ticks = (axis.get_ticklabels() for ax in fig.axes for axis in (ax.xaxis, ax.yaxis))
+    for text in [*itertools.chain(*ticks), *fig.findobj(Text)]:
+        text.set_parse_math("mathdefault" in text.get_text())  # of ticks; a class may have a $
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)
     picture = Image.open(drawn).convert("RGB")

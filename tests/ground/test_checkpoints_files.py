@@ -235,5 +235,9 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "genailab"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "genailab"
+    monkeypatch.setattr(os.path, "expanduser", str)  # no HOME, and a user whom the system does not know
+    with pytest.raises(FileNotFoundError, match="no home to keep a cache in; set GENAILAB_CACHE"):
+        cache_folder()

@@ -47,8 +47,7 @@ def cache_folder(part: str = "") -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.path.expanduser(os.environ.get("GENAILAB_CACHE") or f"{base}/genailab"))
     if str(folder)[0] == "~":  # nobody by this number is known to the system, and HOME is not set
-        raise FileNotFoundError(errno.ENOENT, "no home to keep a cache in; set GENAILAB_CACHE to a folder",
-                                str(folder))
+        raise FileNotFoundError(errno.ENOENT, "no home for a cache; set GENAILAB_CACHE", str(folder))
     for made in (folder, folder / part):
         made.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / part
@@ -174,6 +173,12 @@ def _check_free(path: Path, disposable: Callable[[Path], None] | None) -> None:
             raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
                                   "this one with --replace where the command has it")
         disposable(path)
+
+
+def is_folder_name(name: str) -> bool:
+    """Tell whether a name can be that of a folder on every system, inside of the one where it is made."""
+    return name.isprintable() and not re.search(
+        r'[/\\:*?"<>|]|^\.|^$|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', name.lower())
 
 
 def holds_files(path: Path) -> bool:

@@ -254,9 +254,8 @@ class Notebook(IPyNbFile):
         """Start the kernel."""
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a graphics card rounds otherwise
         self.profile = tempfile.TemporaryDirectory()  # the user's own of IPython may show every line's value
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("IPYTHONDIR", self.profile.name)
-            super().setup()
+        os.environ["IPYTHONDIR"] = self.profile.name
+        super().setup()
         self.kernel.await_reply = partial(_await_reply, self.kernel, self.kernel.await_reply)
 
     def collect(self) -> Iterator["Cell"]:
@@ -366,9 +365,8 @@ def _run(notebook: NotebookNode, folder: str) -> None:
                                 kernel_spec_manager=NbvalKernelspecManager())
     client = NotebookClient(notebook, kernel, record_timing=False, resources={"metadata": {"path": folder}})
     try:
-        with tempfile.TemporaryDirectory() as profile:
-            client.execute(cleanup_kc=True, stderr=subprocess.DEVNULL,  # its own log
-                           env={**os.environ, "IPYTHONDIR": profile})
+        with tempfile.TemporaryDirectory() as os.environ["IPYTHONDIR"]:
+            client.execute(cleanup_kc=True, stderr=subprocess.DEVNULL)  # its own log
     except CellExecutionError as error:
         number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
         raise ValueError(f"code cell {number} stopped with {error.ename}: {error.evalue}") from error

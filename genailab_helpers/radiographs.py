@@ -29,7 +29,7 @@ BIT_DEPTHS = (8, 10, 12, 14, 15, 16)  # what detectors and digitisers deliver
 _UNIT = 1.05  # floats up to here are images of 0 to 1: resampling adds a little at edges
 _PROJECTION_MODALITIES = frozenset({"CR", "DX", "RG", "RF", "XA", "MG", "IO", "PX", "OT", ""})
 _WHITE_IS_ZERO = 0  # value of the TIFF tag PhotometricInterpretation
-_PHOTOMETRIC_TAG = 262
+_PHOTOMETRIC_TAG, _SAMPLE_TAG = 262, 339  # of TIFF; samples are unsigned (1), signed (2) or floats (3)
 _DICOM_HINT = 'pip install "genailab-helpers[dicom]"'
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax: unpacked as a whole as soon as it is opened
 _KINDS = {  # what Pillow cannot open, by its first bytes
@@ -221,11 +221,9 @@ def is_dicom(path: str | Path) -> bool:
 
 def _first_bytes(path: str | Path, number: int) -> bytes:
     """Return the first bytes of a file; nothing of a pipe, which would wait for a writer."""
-    try:
-        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:
-            return file.read(number)
-    except OSError:
-        return b""
+    with suppress(OSError), open(path if os.path.isfile(path) else os.devnull, "rb") as file:
+        return file.read(number)
+    return b""
 
 
 @contextmanager
@@ -251,8 +249,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     # opened as a stream: Pillow maps a file that it knows by name, and dies with it if that is cut meanwhile
     with _one_clear_line(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
         _check_size(path, *image.size)
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with a small copy
-            raise UnreadableRadiographError(path, "holds several pages or frames; expected a single image")
+        # an MPO file is a photograph with a small copy of it
+        _refuse(path, (getattr(image, "is_animated", False) and image.format != "MPO",
+                       "holds several pages or frames; expected a single image"))
         yield image
 
 
@@ -267,18 +266,22 @@ def read_dicom(path: str | Path, pixels: bool = False) -> Any:
     with _one_clear_line(Path(path)):
         import pydicom
 
-        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
-            raise UnreadableRadiographError(path, "a deflated DICOM file; store it without compression")
+        meta = pydicom.filereader.read_file_meta_info(path)
+        _refuse(path, (meta.get("TransferSyntaxUID") == _DEFLATED, "deflated DICOM; store it uncompressed"))
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
 
 
+def _refuse(path: str | Path, *faults: tuple[bool, str]) -> None:
+    """Raise an UnreadableRadiographError of the first reason that holds."""
+    for holds, reason in faults:
+        if holds:
+            raise UnreadableRadiographError(path, reason)
+
+
 def _check_size(path: Path, width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise UnreadableRadiographError(path, f"{width} x {height} px; a radiograph has at least {MIN_SIDE} "
-                                        "px a side")
-    if width * height > MAX_PIXELS:
-        raise UnreadableRadiographError(path, f"too many pixels for a radiograph ({width} x {height}); "
-                                        f"expected at most {MAX_PIXELS // 10**6} million")
+    size, limit = f"{width} x {height} px", f"more than {MAX_PIXELS // 10**6} million"
+    _refuse(path, (min(width, height) < MIN_SIDE, f"{size}; a radiograph has at least {MIN_SIDE} px a side"),
+            (width * height > MAX_PIXELS, f"{size}, {limit}: too many pixels for a radiograph"))
 
 
 def _turn(width: int, height: int) -> AbstractContextManager[Any]:
@@ -294,10 +297,9 @@ def _one_clear_line(path: Path) -> Iterator[None]:
     not passed on: it quotes the header, which may name somebody.
     """
     try:
-        if not os.path.isfile(path):
-            raise UnreadableRadiographError(
-                path, "a folder; expected one image" if path.is_dir() else
-                "a pipe or a device; expected a file" if os.path.exists(path) else "no such file")
+        _refuse(path, (os.path.isdir(path), "a folder; expected one image"),
+                (not os.path.exists(path), "no such file"),
+                (not os.path.isfile(path), "a pipe or a device; expected a file"))
         with warnings.catch_warnings(action="ignore"):
             yield
     except (UnreadableRadiographError, MemoryError):
@@ -306,20 +308,18 @@ def _one_clear_line(path: Path) -> Iterator[None]:
         start = _first_bytes(path, 16)
         kind = next((kind for kind, first in _KINDS.items() if re.match(first, start, re.DOTALL)), "")
         said = type(error).__name__ if is_dicom(path) or not str(error) else " ".join(str(error).split())
-        reasons = [
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = next(reason for holds, reason in [
             (isinstance(error, PermissionError), "may not be read; check the permissions of the file"),
             (path.name.startswith(("._", ".DS_Store")), "a system file of macOS; it can be deleted"),
             (not start, "empty, 0 bytes; get the file again"),
             (isinstance(error, ImportError), f"a DICOM file; reading those needs {_DICOM_HINT}"),
             ("missing dependencies" in str(error), f"DICOM in a compression that cannot be undone here; "
              f"store it without, or for JPEG 2000: {_DICOM_HINT}"),
-            (isinstance(error, Image.UnidentifiedImageError) and kind,
-             f"{kind}, but damaged or of a kind that is not read; store it as grey PNG or whole DICOM"),
-            (isinstance(error, Image.UnidentifiedImageError),
-             "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"),
+            (unknown and kind, f"{kind}, but damaged or of a kind that is not read; store it as grey PNG"),
+            (unknown, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"),
             (isinstance(error, Image.DecompressionBombError), f"too many pixels for a radiograph ({said})"),
-            (True, f"damaged or incomplete ({said}); get the file again")]
-        reason = next(reason for holds, reason in reasons if holds)
+            (True, f"damaged or incomplete ({said}); get the file again")] if holds)
         raise UnreadableRadiographError(path, reason) from error
 
 
@@ -357,28 +357,30 @@ def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None) ->
     """
     with open_image(path) as image:
         drafted = image.draft("L", None if img_size is None else (2 * img_size, 2 * img_size))
-        deep = ";16" in str(getattr(image, "tile", [])[:1])  # what Pillow unpacks, such as RGB;16B
+        unpacked = str(getattr(image, "tile", [])[:1])  # Pillow's name of what is stored, such as RGB;16B
         with _turn(*image.size):
             image.load()
-            if _ends_early(path, image):
-                raise UnreadableRadiographError(path, "damaged or incomplete (its pixels end early); get the "
-                                                "file again")
+            _refuse(path, (_ends_early(path, image), "damaged or incomplete (its pixels end early)"),
+                    (_loses_bits(image, unpacked), "deep, but not plainly grey; store it as grey of 16 bits"))
             if image.mode.startswith(("I", "F")):
-                refused = "transparency" in image.info
                 unit, bits = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth)
                 if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
                     unit = 1 - unit  # Pillow does this for 1 and 8 bits only
             else:
-                bands = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2)), strict=True)
-                refused = deep and max(high for band, (_, high) in bands if band != "A") < 128
                 unit, bits = np.array(_to_grey(image), dtype=np.float32), 16
                 unit /= 255
-        if refused:
-            raise UnreadableRadiographError(path, "colours or transparency in 16 bits, of which only 8 are "
-                                            "read; store it as grey of 16 bits")
         read = Image.fromarray(unit)
         read.info = image.info | {"box": drafted and drafted[1], "guessed bits": bits}
         return read
+
+
+def _loses_bits(image: Image.Image, unpacked: str) -> bool:
+    """Tell whether Pillow has dropped bits that count: transparency, low bytes of colours, signs."""
+    kind = getattr(image, "tag_v2", {}).get(_SAMPLE_TAG, (1,))[0]
+    if image.mode.startswith(("I", "F")):
+        return "transparency" in image.info or (kind == 1 and bool(np.asarray(image).min() < 0))
+    highest = np.reshape(image.getextrema(), (-1, 2))[:len(image.getbands()) - ("A" in image.mode), 1].max()
+    return highest < 128 if ";16" in unpacked else kind == 2 and highest > 127
 
 
 def _ends_early(path: Path, image: Image.Image) -> bool:
@@ -451,16 +453,13 @@ def _read_dicom(path: Path) -> Image.Image:
     film = read_dicom(path, pixels=True)
     modality, photometric = film.get("Modality") or "", film.get("PhotometricInterpretation")
     frames = int(film.get("NumberOfFrames") or 1)
-    refused = [
-        (modality not in _PROJECTION_MODALITIES,
-         f"of modality {_code(modality)}; expected one such as CR or DX"),
-        (bool(film.dir("FloatPixelData")), "with float pixels; expected whole numbers"),
-        ("PixelData" not in film, "without pixels"),
-        (photometric not in ("MONOCHROME1", "MONOCHROME2"),
-         f"with {_code(photometric)} pixels; expected grey ones"),
-        (frames > 1, f"with {frames} frames; expected a single image")]
-    if reason := next((reason for holds, reason in refused if holds), ""):
-        raise UnreadableRadiographError(path, f"DICOM {reason}")
+    _refuse(path, (modality not in _PROJECTION_MODALITIES,
+                   f"DICOM of modality {_code(modality)}; expected one such as CR or DX"),
+            (bool(film.dir("FloatPixelData")), "DICOM with float pixels; expected whole numbers"),
+            ("PixelData" not in film, "DICOM without pixels"),
+            (photometric not in ("MONOCHROME1", "MONOCHROME2"),
+             f"DICOM with {_code(photometric)} pixels; expected grey ones"),
+            (frames > 1, f"DICOM with {frames} frames; expected a single image"))
     _check_size(path, film.Columns, film.Rows)
     _fill_void_fields(film)
     with _turn(film.Columns, film.Rows):
@@ -470,13 +469,12 @@ def _read_dicom(path: Path) -> Image.Image:
         low, high = sorted((padding, film.get("PixelPaddingRangeLimit", padding)))
         for rows in _strips(stored):
             values, black, white = _apply_voi(film, stored[rows])
-            if black == white or not np.isfinite(white - black):
-                raise UnreadableRadiographError(path, "DICOM; its grey scale has no width")
+            _refuse(path, (not 0 < abs(white - black) < np.inf, "DICOM; its grey scale has no width"))
             black, white = (white, black) if photometric == "MONOCHROME1" else (black, white)
             padded = (stored[rows] >= low) & (stored[rows] <= high)
             unit[rows] = np.where(padded, 0, (values - black) / (white - black))
-    if not (unit.min() > -.01 and unit.max() < 1.01):  # false for NaN too
-        raise UnreadableRadiographError(path, "DICOM with pixels outside of the scale that its header gives")
+    _refuse(path, (not (unit.min() > -.01 and unit.max() < 1.01),  # true for NaN, too
+                   "DICOM with pixels outside of the scale that its header gives"))
     return Image.fromarray(unit)
 
 

@@ -1,6 +1,5 @@
 """The `genailab` command. What a command needs is imported inside it, so that the help appears at once."""
 
-import io
 import os
 import re
 import sys
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         With the exit status, after a success too.
     """
     for stream in (sys.stdout, sys.stderr):  # a console or pipe that cannot write every letter
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
     try:
         app(_join_parameters(sys.argv[1:] if arguments is None else arguments))
     except Exception as error:
@@ -74,8 +72,7 @@ def _join_parameters(arguments: Sequence[str]) -> list[str]:
     A `~` at the start of a path, also after `=`, is the home folder.
     """
     joined: list[str] = []
-    home = os.path.expanduser("~")
-    for word in (re.sub(r"(^|=)~(?=/|$)", lambda match: match[1] + home, word) for word in arguments):
+    for word in (re.sub(r"(^|=)~(?=/|$)", lambda m: m[1] + os.path.expanduser("~"), w) for w in arguments):
         if joined[-2:-1] == ["-p"] and "=" not in joined[-1]:
             joined[-1] += f"={word}"
         else:

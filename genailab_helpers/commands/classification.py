@@ -6,7 +6,7 @@ Grades and classes go the same way: read the parts, audit them, train, judge, wr
 import json
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,25 +140,26 @@ def grade(model: _Model, files: _Files) -> None:
     """Grade radiographs: grade and probabilities. Not for diagnosis."""
     from genailab_helpers.datasets.names import GRADE_NAMES
 
-    for file, found, decoded, _ in _predict(model, files, graded=True):
+    def tell(found: dict[str, float], decoded: int, _thresholds: dict[str, float]) -> str:
         each = ", ".join(f"{name} {p:.2f}" for name, p in zip(GRADE_NAMES, found.values(), strict=True))
-        echo(f"{file}: grade {decoded} {GRADE_NAMES[decoded]} ({each})")
-    echo(NOT_FOR_DIAGNOSIS)
+        return f"grade {decoded} {GRADE_NAMES[decoded]} ({each})"
+
+    _predict(model, files, True, tell)
 
 
 def classify(model: _Model, files: _Files) -> None:
     """Classify radiographs: class, probabilities, thresholds reached. Not for diagnosis."""
-    for file, found, decoded, thresholds in _predict(model, files, graded=False):
+    def tell(found: dict[str, float], decoded: int, thresholds: dict[str, float]) -> str:
         each = ", ".join(f"{name} {p:.2f}" for name, p in found.items())
         reached = ", ".join(name for name, p in found.items() if p >= thresholds[name]) or "none"
-        echo(f"{file}: {list(found)[decoded]} ({each}); threshold reached: {reached}")
-    echo("Thresholds, chosen in training: " + ", ".join(f"{name} {thresholds[name]:.2f}" for name in found)
-         + f"\n{NOT_FOR_DIAGNOSIS}")
+        return f"{list(found)[decoded]} ({each}); threshold reached: {reached}"
+
+    _predict(model, files, False, tell)
 
 
-def _predict(model: Path, files: list[Path], graded: bool
-             ) -> Iterator[tuple[Path, dict[str, float], int, dict[str, float]]]:
-    """Yield each file with its probabilities, the number of its grade or class, and the thresholds."""
+def _predict(model: Path, files: list[Path], graded: bool,
+             tell: Callable[[dict[str, float], int, dict[str, float]], str]) -> None:
+    """Print of each file what `tell` makes of probabilities, number of the class, and thresholds."""
     import torch
 
     from genailab_helpers import checkpoints, radiographs
@@ -174,16 +175,18 @@ def _predict(model: Path, files: list[Path], graded: bool
     thresholds, bit_depth = recipe.get("thresholds", {}), recipe.get("run", {}).get("bit_depth")
     if not graded and set(thresholds) != set(classifier.classes):
         raise ValueError(f"{path}: holds no thresholds of its classes; expected one of `genailab train`")
-    images, errors = {}, []
+    read = []
     for file in files:
         try:
-            images[file] = radiographs.read_radiograph(file, classifier.img_size, bit_depth)
+            read.append((file, radiographs.read_radiograph(file, classifier.img_size, bit_depth)))
         except radiographs.UnreadableRadiographError as error:
-            errors.append(error)
-    if not images:
-        raise errors[0]
-    probabilities, decoded = classifier.predict(torch.stack(list(images.values())))
-    for file, found, number in zip(images, probabilities.tolist(), decoded.tolist(), strict=True):
-        yield file, dict(zip(classifier.classes, found, strict=True)), number, thresholds
-    if list(map(complain, errors)):
-        raise Exit(2)
+            complain(error)
+    if read:
+        probabilities, decoded = classifier.predict(torch.stack([image for _, image in read]))
+        for (file, _), found, number in zip(read, probabilities.tolist(), decoded.tolist(), strict=True):
+            echo(f"{file}: {tell(dict(zip(classifier.classes, found, strict=True)), number, thresholds)}")
+        if not graded:
+            each = ", ".join(f"{name} {thresholds[name]:.2f}" for name in classifier.classes)
+            echo(f"Thresholds, chosen in training: {each}")
+        echo(NOT_FOR_DIAGNOSIS)
+    raise Exit(2 * (len(read) < len(files)))

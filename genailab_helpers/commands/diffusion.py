@@ -1,6 +1,7 @@
 """`genailab train diffusion`, `sample`, `evaluate`. What a command needs is imported inside it."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,17 +104,13 @@ def _open_run(output: Path, recipe: dict[str, Any]) -> None:
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
     """Read the recipe of a run; its classes become names of folders, so they are checked."""
-    from genailab_helpers.datasets.names import is_folder_name
+    from genailab_helpers.checkpoints import is_folder_name
 
-    try:
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         recipe = json.loads((folder / RECIPE).read_bytes())
-        fine = all(is_folder_name(name) and 0 <= n < 2**40 for name, n in recipe["classes"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        fine = False
-    if not fine:
-        raise ValueError(f"{folder / RECIPE}: expected a recipe of `genailab train diffusion`, with classes "
-                         "that can be folders, and their numbers of images; train again")
-    return recipe
+        if all(is_folder_name(name) and 0 <= n < 2**40 for name, n in recipe["classes"].items()):
+            return recipe
+    raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts; train again")
 
 
 def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("build/samples"),

@@ -46,7 +46,7 @@ def run(lessons: _Lessons = None, parameters: _Parameters = None, output: _Outpu
     failures = 0
     for number, (lesson, values) in enumerate(jobs, 1):
         notebook, error = _execute(lesson, values, f"[{number}/{len(jobs)}] {lesson.stem}")
-        written = _save(_without_folders(notebook, values, told), error, lesson.stem, output, told)
+        written = _save(notebook, error, lesson.stem, output, told, values)
         if error:
             failures += 1
             complain(f"lesson {lesson.stem} failed in {error} (executed so far: {written})")
@@ -157,14 +157,13 @@ def _execute(lesson: Path, parameters: dict[str, Any], title: str) -> tuple[Any,
     manager.transport_encryption = "auto"  # else ipykernel warns on stderr that others could listen
     error, began = "", time.monotonic()
     # Nor does a user's own profile of IPython count, which may show every line's value.
-    with tempfile.TemporaryDirectory() as profile, tqdm(
+    with tempfile.TemporaryDirectory() as os.environ["IPYTHONDIR"], tqdm(
             desc=title, total=len(cells), mininterval=0,
             bar_format="{desc}: cell {n_fmt} of {total_fmt} |{bar:20}| {elapsed}") as bar:
         try:
             NotebookClient(notebook, km=manager, timeout=None, record_timing=False,
                            resources={"metadata": {"path": str(lesson.parent)}},
-                           on_cell_execute=lambda **_: bar.update()).execute(
-                               cleanup_kc=True, env={**os.environ, "IPYTHONDIR": profile})
+                           on_cell_execute=lambda **_: bar.update()).execute(cleanup_kc=True)
         except exceptions.CellExecutionError as raised:
             error = f"{raised.ename}: {' '.join(raised.evalue.split())}"
         except exceptions.DeadKernelError:
@@ -175,11 +174,21 @@ def _execute(lesson: Path, parameters: dict[str, Any], title: str) -> tuple[Any,
     return notebook, error and f"cell {bar.n} of {len(cells)}: {error}"
 
 
-def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, str]) -> Path:
-    """Write notebook, page and the index of all that the folder holds; a failure replaces no good lesson."""
+def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, str],
+          values: dict[str, Any]) -> Path:
+    """Write notebook, page and the index of all that the folder holds; a failure replaces no good lesson.
+
+    They may travel, so they name no folder of this machine.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 
+    text = nbformat.writes(notebook)
+    folders = [(value, given[name]) for name, value in values.items() if os.path.isabs(str(value))]
+    for place in [*folders, (os.path.expanduser("~").rstrip(os.sep) or "~", "~")]:
+        folder, told = (json.dumps(one)[1:-1] for one in place)
+        text = re.sub(rf"{re.escape(folder)}(?![\w+=.-])", told.replace("\\", r"\\"), text)
+    notebook = nbformat.reads(text, as_version=4)
     title = next((cell.source[2:].splitlines()[0] for cell in notebook.cells if cell.source[:2] == "# "),
                  name)
     target = output / f"{name}{'.failed' * bool(error)}.ipynb"
@@ -199,15 +208,3 @@ def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, s
             rows.append(json.loads(path.read_bytes())["metadata"]["genailab"]["row"])
     write_text(output / "index.html", _INDEX + "\n".join(map(str, rows)))
     return target
-
-
-def _without_folders(notebook: Any, values: dict[str, Any], told: dict[str, str]) -> Any:
-    """Return a notebook that names no folder of this machine: it may travel."""
-    import nbformat
-
-    text = nbformat.writes(notebook)
-    folders = [(value, told[name]) for name, value in values.items() if os.path.isabs(str(value))]
-    for place in [*folders, (os.path.expanduser("~"), "~")]:
-        folder, name = (json.dumps(one)[1:-1] for one in place)
-        text = re.sub(rf"{re.escape(folder)}(?![\w+=.-])", name.replace("\\", r"\\"), text)
-    return nbformat.reads(text, as_version=4)

@@ -22,15 +22,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, whole_file
 from genailab_helpers.datasets.index import file_state, index_images, threaded, torn_patients
 from genailab_helpers.datasets.names import GRADES, SPLITS
-from genailab_helpers.radiographs import (
-    UnreadableRadiographError,
-    check_img_size,
-    open_image,
-    read_radiograph,
-)
+from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 from genailab_helpers.statistics import grouped_folds
 
 OnUnreadable = Literal["stop", "skip"]
@@ -346,7 +342,7 @@ def _refuse_colours(images: pd.DataFrame) -> None:
     looked_at, colours = images["path"].iloc[::-(-len(images) // 100)], []  # up to 100
     for path in looked_at:
         try:
-            with open_image(path) as image:  # a DICOM file is no photograph
+            with radiographs.open_image(path) as image:  # a DICOM file is no photograph
                 image.draft(None, (64, 64))
                 pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
         except UnreadableRadiographError:

@@ -3,8 +3,8 @@
 Audit, split, training, evaluation and commands take this table and ask nobody else.
 """
 
-import errno
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -35,7 +35,6 @@ from genailab_helpers.datasets.names import (
 )
 
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
-MAX_CLASSES = 1000  # of a label file
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
 _READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
@@ -278,9 +277,13 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         If the file is absent, is no such table, or has no column for the file.
     """
     try:
-        first, header, separator = table_head(path)
-        read = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-                           skip_blank_lines=False, skiprows=first)
+        if not os.path.isfile(path):
+            raise ValueError("no such file")  # or a pipe, which nobody may ever fill
+        text = Path(path).read_text(encoding="utf-8-sig")
+        header = next((line for line in text.split("\n") if line.strip(",;\t ") and "sep=" not in line), "")
+        before = text.index(header)  # Excel writes sep=; and blank lines
+        read = pd.read_csv(io.StringIO(text[before:]), sep=max(",;\t", key=header.count), dtype=str,
+                           keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
         raise ValueError(f"{path}: expected a CSV table in UTF-8 ({' '.join(str(error).split())})") from error
     columns = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(read.columns)}
@@ -296,27 +299,13 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows = rows.replace(f"^'{FORMULA}", r"\1", regex=True)
     others = rows.columns.drop("file")
     rows[others] = rows[others].replace(r"^(\d+)\.0+$", r"\1", regex=True)
-    rows.index = pd.Index(range(first + 2, first + len(rows) + 2), name="line")
+    rows.index = pd.Index(range(first := text.count("\n", 0, before) + 2, first + len(rows)), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
     rows["split"] = rows["split"].map(canonical_split)
     names = canonical_classes(set(rows["class"]) - {""}, graded)
     rows["class"] = rows["class"].map({"": "", **names})
     return rows
-
-
-def table_head(path: str | Path) -> tuple[int, str, str]:
-    """Return how many lines stand before the header of a CSV table, the header, and the separator.
-
-    Excel writes `sep=;` and blank lines there. Raises OSError or ValueError if the file is none or no UTF-8.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))  # or a pipe, which nobody may fill
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file):
-            if line.strip(",;\t \n") and not re.fullmatch(r'"?sep=.?"?\s*', line):
-                return number, line, max(",;\t", key=line.count)
-    raise ValueError("it is empty")
 
 
 def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -> pd.DataFrame:
@@ -375,7 +364,8 @@ def _index_labels(file: Path) -> pd.DataFrame:
         labels = dict(json.loads(file.read_text(encoding="utf-8"))["labels"])
         images = index_images(file.parent)
         images = images.loc[sorted(labels)]
-        images["number"] = [range(MAX_CLASSES).index(labels[name]) for name in images.index]
+        images["number"] = [range(1000).index(labels[name]) for name in images.index]
+        n_classes = max(images["number"]) + 1
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{file}: expected {{"labels": [["folder/image.png", 0], ...]}} of images in its '
                          f"folder ({error}); make it with `genailab data label`") from error
@@ -383,7 +373,7 @@ def _index_labels(file: Path) -> pd.DataFrame:
     alone = {number: names[0] for number, names in named.items() if len(names) == 1}
     if set(alone) < set(images["number"]):
         alone = {}
-    classes = [alone.get(number, f"class {number}") for number in range(images["number"].max() + 1)]
+    classes = [alone.get(number, f"class {number}") for number in range(n_classes)]
     if all(GRADES[number:number + 1] == (name,) for number, name in alone.items()) and alone:
         classes = list(GRADES)
     images["class"] = [classes[number] for number in images.pop("number")]

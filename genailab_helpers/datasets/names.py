@@ -81,12 +81,6 @@ def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, s
             for name in names for found in [canonical_class(name, graded)]}
 
 
-def is_folder_name(name: str) -> bool:
-    """Tell whether a name can be that of a folder on every system, inside of the one where it is made."""
-    return name.isprintable() and not re.search(
-        r'[/\\:*?"<>|]|^\.|^$|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', name.lower())
-
-
 def canonical_split(name: str) -> str:
     """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string."""
     return _SPLIT_ALIASES.get(name.lower(), "")

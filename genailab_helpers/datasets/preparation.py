@@ -14,7 +14,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -26,26 +27,11 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
-from genailab_helpers.datasets import duplicates
+from genailab_helpers.checkpoints import holds_files, is_folder_name, whole_file, whole_folder
+from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.index import (
-    FORMULA,
-    TABLE,
-    image_hashes,
-    match_table,
-    other_files,
-    read_table,
-    threaded,
-)
-from genailab_helpers.datasets.names import (
-    KNOWN,
-    SPLITS,
-    canonical_class,
-    canonical_split,
-    is_folder_name,
-    sort_classes,
-)
+from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
+from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
 RATIOS = (0.7, 0.15, 0.15)
@@ -589,7 +575,7 @@ def _refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that holds what no run of this project has written."""
     ours = {TABLE, LABELS}
     with suppress(ValueError):  # no table, or one of somebody else that lists nothing of ours
-        ours |= set(read_table(target / TABLE)["file"])
+        ours |= set(index.read_table(target / TABLE)["file"])
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if strange := sorted(name for name in files - ours if PurePosixPath(name).name not in _SYSTEM_FILES):
         raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {TABLE} does "
@@ -619,6 +605,13 @@ def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:
         (new / name / label).mkdir(parents=True, exist_ok=True)
 
 
+def _keep_private(made: Path, *modes: int) -> None:
+    """Let nobody read what is made of images who may not read each of them."""
+    before = made.stat().st_mode
+    if (mode := reduce(and_, modes, before)) != before:  # a hard link may belong to somebody else
+        made.chmod(mode)
+
+
 def _fill(new: Path, placed: pd.DataFrame,
           make: Callable[[str, Path], object] | None) -> tuple[pd.DataFrame, list[str]]:
     """Make the files of a folder and their table; return what was made, and why the rest was not."""
@@ -626,7 +619,7 @@ def _fill(new: Path, placed: pd.DataFrame,
         try:
             if make:
                 make(path, new / file)
-                os.chmod(new / file, os.stat(path).st_mode & os.stat(new / file).st_mode)  # as private
+                _keep_private(new / file, os.stat(path).st_mode)
         except UnreadableRadiographError as error:
             return error.reason
         return ""
@@ -642,6 +635,7 @@ def _fill(new: Path, placed: pd.DataFrame,
         raise ValueError(f"none of {len(placed)} images can be read; the first: {bad[0]}")
     placed = placed[reasons == ""]
     noted = placed.assign(patient=placed["patient"].where(placed["known"] != "own", ""))
-    noted = noted.sort_values("file")[_COLUMNS].replace(f"^{FORMULA}", r"'\1", regex=True)
+    noted = noted.sort_values("file")[_COLUMNS].replace(f"^{index.FORMULA}", r"'\1", regex=True)
     noted.to_csv(new / TABLE, index=False, lineterminator="\n")
+    _keep_private(new / TABLE, *(os.stat(path).st_mode for path in placed["path"]))
     return placed, bad

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from PIL import ExifTags
 
-from genailab_helpers.datasets.index import table_head
-from genailab_helpers.radiographs import is_dicom, open_image, read_dicom
+from genailab_helpers.radiographs import open_image, read_dicom
 
 # DICOM PS3.15, table E.1-1: those that name people and places
 _PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
@@ -51,13 +50,11 @@ def _given_names() -> frozenset[str]:
 
 def _dicom_header(path: Path) -> dict[str, str]:
     """Return the elements of a DICOM header that are not empty; nothing for another file."""
-    if not is_dicom(path):
-        return {}
     try:
         with warnings.catch_warnings(action="ignore"):
             header = read_dicom(path)
             return {name: str(header[name].value) for name in header.dir() if header.get(name)}
-    except Exception:  # no package or damaged: the check "unreadable" says so
+    except Exception:  # another file, no package or damaged: the check "unreadable" says so
         return {}
 
 
@@ -110,8 +107,9 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
 
 def person_columns(table: Path) -> list[str]:
     """Return the columns of a CSV table that name people, by their headings."""
-    try:
-        columns = [name.strip().strip('"') for name in re.split("[,;\t]", table_head(table)[1])]
-    except (OSError, ValueError):  # a folder, a pipe or no text of that name
+    if not table.is_file():  # a folder or a pipe of that name
         return []
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        header = next((line for line in file if line.strip(",;\t \n") and "sep=" not in line), "")
+    columns = [name.strip().strip('"') for name in re.split("[,;\t]", header)]
     return [name for name in columns if _COLUMNS.search(re.sub(r"[^a-z]", "", name.lower()))]

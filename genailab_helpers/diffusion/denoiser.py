@@ -275,7 +275,7 @@ def build_denoiser(recipe: dict[str, Any]) -> Denoiser:
         network = UNet2D(**{**recipe["network"],
                             "channel_multipliers": tuple(recipe["network"]["channel_multipliers"])})
         return Denoiser(network, recipe["img_size"], recipe["n_components"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"the recipe describes no denoiser of this project ({error}): "
                          f"expected the fields network, img_size and n_components") from error
 

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -52,8 +51,8 @@ def figure_png(fig: Figure) -> bytes:
         reduced to a palette: a hardly visible change of the data would then choose another palette, and two
         runs could no longer be compared.
     """
-    ticks = (axis.get_ticklabels() for ax in fig.axes for axis in (ax.xaxis, ax.yaxis))
-    for text in [*itertools.chain(*ticks), *fig.findobj(Text)]:
+    ticks = [label for ax in fig.axes for label in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    for text in [*ticks, *fig.findobj(Text)]:
         text.set_parse_math("mathdefault" in text.get_text())  # of ticks; a class may have a $
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)

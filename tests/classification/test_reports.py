@@ -1,6 +1,8 @@
 """Judging a model beside what needs no model, and the card that tells it, on films whose answer is known."""
 
+import dataclasses
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -170,3 +172,19 @@ def test_withheld_scores_are_not_in_the_card(root):
     assert "## Scores\n\nNo score is shown: the labels carry no signal." in card
     for score in ("accuracy", "auroc", "alibration", "sensitivity"):
         assert score not in card
+
+
+def test_a_card_runs_nothing_that_a_class_is_called(root):
+    names = ["<img src=x onerror=alert(1)>", "[x](javascript:1)|`<b>`"]
+    result = trained(1.0)
+    result = result._replace(model=dataclasses.replace(result.model, classes=names))
+    audit = "the audit of \n```\n<script>"
+    card = model_card(result, read(root, "train", "val"), "not judged", RECIPE | {"data": "a|<b>"}, "Found so.",
+                      dict.fromkeys(names, 0.5), audit, "the verdict")
+    outside = "".join(card.split("```")[::2])
+    assert "<img" not in outside
+    assert "<script" not in outside
+    assert "<b>" not in outside
+    assert not re.search(r"(?<!\\)\]\(javascript", outside)
+    tables = [line for line in outside.splitlines() if line.startswith("| part") or line.startswith("| train")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1  # a class adds no column

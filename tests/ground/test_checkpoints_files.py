@@ -239,5 +239,5 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "genailab"
     monkeypatch.setattr(os.path, "expanduser", str)  # no HOME, and a user whom the system does not know
-    with pytest.raises(FileNotFoundError, match="no home to keep a cache in; set GENAILAB_CACHE"):
+    with pytest.raises(FileNotFoundError, match="no home for a cache; set GENAILAB_CACHE"):
         cache_folder()

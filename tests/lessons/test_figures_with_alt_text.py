@@ -185,3 +185,31 @@ def test_a_structure_keeps_its_colour_when_another_is_absent():
 def test_what_does_not_fit_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         film_grid(**arguments)
+
+
+def test_a_users_matplotlibrc_turns_no_image_upside_down():
+    image = torch.full((1, 1, 16, 16), -1.0)
+    image[..., :8, :] = 1  # white above
+    with plt.rc_context({"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": False}):
+        figures.set_house_style()
+        picture = Image.open(io.BytesIO(figure_png(film_grid(image, film_size=2)))).convert("L")
+    middle = picture.width // 2
+    assert max(abs(side - 2.08 * figures.PIXELS_PER_INCH) for side in picture.size) < 2
+    assert picture.getpixel((middle, picture.height // 4)) > 200
+    assert picture.getpixel((middle, 3 * picture.height // 4)) < 50
+
+
+def test_a_class_with_a_dollar_is_written_and_no_formula():
+    def drawn(name):
+        fig, ax = plt.subplots()
+        ax.barh([name, "b"], [1, 100], label=name)
+        ax.set(xscale="symlog", title=name)
+        ax.legend()
+        return figure_png(fig)
+
+    assert len({drawn(name) for name in ("$x^{$", "$a$", "a")}) == 3  # the first is no formula at all
+    fig, ax = plt.subplots()
+    ax.plot([1, 1000])
+    ax.set_yscale("log")
+    figure_png(fig)
+    assert all(label.get_parse_math() for label in ax.get_yticklabels())  # 10 to a power is still one

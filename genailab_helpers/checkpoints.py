@@ -80,10 +80,9 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can foresee; a part of the own one, which may take all of the 255 bytes allowed.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix[-20:]}")
-    mode = path.stat().st_mode & 0o777 if path.is_file() else 0o666
     try:
         with _full_disk_named(path):
-            temporary.touch(mode, exist_ok=False)
+            temporary.touch(path.stat().st_mode & 0o777 if path.is_file() else 0o666, exist_ok=False)
             yield temporary
             if sync:
                 with temporary.open("rb+") as written:
@@ -137,9 +136,8 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
 
 
 def _short(path: Path) -> str:
-    """Return a name to which more can be added: names take 255 bytes at most."""
-    name = os.fsencode(path.name)
-    return path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
+    """Return a name to which more can be added: a name takes 255 bytes at most."""
+    return f"{path.name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -173,12 +171,6 @@ def _check_free(path: Path, disposable: Callable[[Path], None] | None) -> None:
             raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
                                   "this one with --replace where the command has it")
         disposable(path)
-
-
-def is_folder_name(name: str) -> bool:
-    """Tell whether a name can be that of a folder on every system, inside of the one where it is made."""
-    return name.isprintable() and not re.search(
-        r'[/\\:*?"<>|]|^\.|^$|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', name.lower())
 
 
 def holds_files(path: Path) -> bool:

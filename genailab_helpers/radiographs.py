@@ -34,8 +34,8 @@ _DICOM_HINT = 'pip install "genailab-helpers[dicom]"'
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax: unpacked as a whole as soon as it is opened
 _KINDS = {  # what Pillow cannot open, by its first bytes
     "DICOM without the letters DICM": rb"[\2\10]\0.\0([A-Z]{2}|[\0-\100]\0\0\0)", "GIF": rb"GIF8",
-    "TIFF": rb"II[*+]\0|MM\0[*+]", "PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8\xff", "BMP": rb"BM",
-    "WebP": rb"RIFF....WEBP", "JPEG 2000": rb"\0\0\0\x0cjP|\xff\x4f", "HEIC or AVIF": rb"....ftyp"}
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8", "WebP": rb"RIFF....WEBP",
+    "JPEG 2000": rb"\0\0\0\x0cjP|\xff\x4f", "HEIC or AVIF": rb"....ftyp"}
 
 _one_large_image = threading.Lock()  # many threads may read, and one large image takes up to a gigabyte
 
@@ -367,8 +367,7 @@ def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None) ->
                 if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
                     unit = 1 - unit  # Pillow does this for 1 and 8 bits only
             else:
-                unit, bits = np.array(_to_grey(image), dtype=np.float32), 16
-                unit /= 255
+                unit, bits = np.asarray(_to_grey(image)) / np.float32(255), 16
         read = Image.fromarray(unit)
         read.info = image.info | {"box": drafted and drafted[1], "guessed bits": bits}
         return read
@@ -395,8 +394,7 @@ def _ends_early(path: Path, image: Image.Image) -> bool:
         return False
     content = path.read_bytes()
     if is_jpeg:
-        start, mark, rest = content.rpartition(b"\xff\xd9")
-        content = start + b"\x55" * 2**16 + mark + rest
+        content = (b"\x55" * 2**16 + b"\xff\xd9").join(content.rsplit(b"\xff\xd9", 1))
     with Image.open(io.BytesIO(content), formats=_FORMATS) as again:
         again.draft("L", image.size)
         if not is_jpeg:
@@ -451,14 +449,13 @@ def _code(value: object) -> str:
 def _read_dicom(path: Path) -> Image.Image:
     """Read a projection radiograph in DICOM: an image of mode F in [0, 1]."""
     film = read_dicom(path, pixels=True)
-    modality, photometric = film.get("Modality") or "", film.get("PhotometricInterpretation")
+    modality, photometric = film.get("Modality") or "", _code(film.get("PhotometricInterpretation"))
     frames = int(film.get("NumberOfFrames") or 1)
     _refuse(path, (modality not in _PROJECTION_MODALITIES,
                    f"DICOM of modality {_code(modality)}; expected one such as CR or DX"),
             (bool(film.dir("FloatPixelData")), "DICOM with float pixels; expected whole numbers"),
             ("PixelData" not in film, "DICOM without pixels"),
-            (photometric not in ("MONOCHROME1", "MONOCHROME2"),
-             f"DICOM with {_code(photometric)} pixels; expected grey ones"),
+            (photometric[:-1] != "MONOCHROME", f"DICOM with {photometric} pixels; expected grey ones"),
             (frames > 1, f"DICOM with {frames} frames; expected a single image"))
     _check_size(path, film.Columns, film.Rows)
     _fill_void_fields(film)

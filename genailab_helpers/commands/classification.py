@@ -157,8 +157,7 @@ def classify(model: _Model, files: _Files) -> None:
     _predict(model, files, False, tell)
 
 
-def _predict(model: Path, files: list[Path], graded: bool,
-             tell: Callable[[dict[str, float], int, dict[str, float]], str]) -> None:
+def _predict(model: Path, files: list[Path], graded: bool, tell: Callable[..., str]) -> None:
     """Print of each file what `tell` makes of probabilities, number of the class, and thresholds."""
     import torch
 

@@ -104,11 +104,10 @@ def _open_run(output: Path, recipe: dict[str, Any]) -> None:
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
     """Read the recipe of a run; its classes become names of folders, so they are checked."""
-    from genailab_helpers.checkpoints import is_folder_name
-
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         recipe = json.loads((folder / RECIPE).read_bytes())
-        if all(is_folder_name(name) and 0 <= n < 2**40 for name, n in recipe["classes"].items()):
+        if all(Path(name).name == name and name.strip(".") and "\0" not in name and 0 <= n < 2**40
+               for name, n in recipe["classes"].items()):
             return recipe
     raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts; train again")
 

@@ -174,8 +174,7 @@ def _execute(lesson: Path, parameters: dict[str, Any], title: str) -> tuple[Any,
     return notebook, error and f"cell {bar.n} of {len(cells)}: {error}"
 
 
-def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, str],
-          values: dict[str, Any]) -> Path:
+def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, str], values: Any) -> Path:
     """Write notebook, page and the index of all that the folder holds; a failure replaces no good lesson.
 
     They may travel, so they name no folder of this machine.

@@ -220,8 +220,6 @@ class Evidence:
                     read_radiograph(path, SIDE, 16)
             except UnreadableRadiographError as error:
                 self.reasons[name] = error.reason
-        told = self.kept.index.isin(list(self.headers))  # pixels may be read where the header is odd
-        self.kept, self.batch = self.kept[told], self.batch[torch.from_numpy(told)]
 
 
 def _count(number: int, thing: str = "image") -> str:

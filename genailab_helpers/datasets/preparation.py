@@ -14,8 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial, reduce
-from operator import and_
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -27,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from genailab_helpers.checkpoints import holds_files, is_folder_name, whole_file, whole_folder
+from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
@@ -491,7 +490,8 @@ def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[
 # ------------------------------------------------------------------------------------- names, tables, files
 
 def _is_class_name(name: str) -> bool:
-    return is_folder_name(name) and not canonical_split(name) and name.lower() not in ("masks", "images")
+    return name.isprintable() and not canonical_split(name) and not re.search(  # some system refuses these
+        r'[/\\:*?"<>|]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|^(masks|images)?$', name.lower())
 
 
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
@@ -540,8 +540,7 @@ def _names_apart(wanted: Sequence[str], sources: Iterable[str]) -> pd.Series:
             tag = "-".join(origin.parts[:-1])[:80] or origin.suffix[1:] or "dicom"
             tag += f"-{hashlib.blake2b(os.fsencode(origin), digest_size=8).hexdigest()}" * (level > 1)
             names.iloc[i] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
-    long = names.map(lambda name: len(os.fsencode(PurePosixPath(name).name)) > 255)
-    for i in np.flatnonzero(long).tolist():
+    for i in np.flatnonzero([len(os.fsencode(PurePosixPath(name).name)) > 255 for name in names]).tolist():
         place, tag = PurePosixPath(wanted[i]), hashlib.sha256(os.fsencode(names.index[i])).hexdigest()
         names.iloc[i] = str(place.with_name(f"{place.stem[:40]}__{tag[:16]}{place.suffix[-20:]}"))
     return names
@@ -605,11 +604,10 @@ def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:
         (new / name / label).mkdir(parents=True, exist_ok=True)
 
 
-def _keep_private(made: Path, *modes: int) -> None:
-    """Let nobody read what is made of images who may not read each of them."""
-    before = made.stat().st_mode
-    if (mode := reduce(and_, modes, before)) != before:  # a hard link may belong to somebody else
-        made.chmod(mode)
+def _keep_private(made: Path, mode: int) -> None:
+    """Let nobody read what is made of an image who may not read that."""
+    if (before := made.stat().st_mode) & ~mode:  # a hard link may belong to somebody else
+        made.chmod(before & mode)
 
 
 def _fill(new: Path, placed: pd.DataFrame,
@@ -637,5 +635,5 @@ def _fill(new: Path, placed: pd.DataFrame,
     noted = placed.assign(patient=placed["patient"].where(placed["known"] != "own", ""))
     noted = noted.sort_values("file")[_COLUMNS].replace(f"^{index.FORMULA}", r"'\1", regex=True)
     noted.to_csv(new / TABLE, index=False, lineterminator="\n")
-    _keep_private(new / TABLE, *(os.stat(path).st_mode for path in placed["path"]))
+    _keep_private(new / TABLE, int(np.bitwise_and.reduce([os.stat(path).st_mode for path in placed["path"]])))
     return placed, bad

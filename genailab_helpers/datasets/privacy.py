@@ -20,8 +20,7 @@ _TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name
                       re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
 _TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
-_INVERTED_NAME = re.compile(r"(?<![A-Za-z])([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|"
-                            r"(?<![A-Za-z])[A-Za-z]{2,}\^[A-Za-z]+")
+_INVERTED = re.compile(r"(?<![A-Za-z])(?:([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+)")
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
 _DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
@@ -33,7 +32,7 @@ def names_somebody(text: str) -> bool:
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
     if any(len(word) > 3 and word.lower() in _given_names() for word in words):
         return True
-    return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED_NAME)
+    return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED)
                for match in pattern.finditer(text))
 
 

@@ -51,8 +51,7 @@ def figure_png(fig: Figure) -> bytes:
         reduced to a palette: a hardly visible change of the data would then choose another palette, and two
         runs could no longer be compared.
     """
-    ticks = [label for ax in fig.axes for label in (*ax.get_xticklabels(), *ax.get_yticklabels())]
-    for text in [*ticks, *fig.findobj(Text)]:
+    for text in fig.findobj(Text) + [t for a in fig.axes for t in a.get_xticklabels() + a.get_yticklabels()]:
         text.set_parse_math("mathdefault" in text.get_text())  # of ticks; a class may have a $
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)

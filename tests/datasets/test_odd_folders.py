@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from genailab_helpers.checkpoints import is_folder_name, whole_file, whole_folder
+from genailab_helpers.checkpoints import whole_file, whole_folder
 from genailab_helpers.datasets.audit import audit_images
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.datasets.index import TABLE, index_images, read_table
@@ -137,12 +137,10 @@ def test_a_name_that_is_no_utf_8_is_told(tmp_path, put):
 
 
 def test_names_that_some_system_cannot_have():
-    assert not is_folder_name("Normal ")
-    for name in ("CON", "nul", "com1.x", "Normal.", "a/b", "..", "", "a\nb", "a:b", "a\0"):
-        assert not is_folder_name(name), name
+    for name in ("CON", "nul", "com1.x", "Normal.", "a/b", "..", "", "a\nb", "a:b", "a\0", "lpt1"):
         with pytest.raises(ValueError, match="expected names that a folder can have"):
             create_structure("never", [name])
-    assert all(map(is_folder_name, ("Normal", "Lung_Opacity", "COVID-19", "$x", "console", "été")))
+    create_structure("never", ["Normal", "Lung_Opacity", "COVID-19", "$x", "console", "été"], dry_run=True)
 
 
 @posix

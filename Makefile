@@ -14,18 +14,20 @@ INSTALL := $(if $(UV),"$(UV)" pip install --python $(BIN)/python,$(BIN)/python -
 # On Linux without a graphics card: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+FUZZ ?= 30000
+
 # Tests have caches of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
 # Matplotlib's too: a list of fonts written while an environment was removed warns in every formula afterwards.
 TEST_CACHE := $(abspath build/cache)
-test test-slow record: export GENAILAB_CACHE := $(TEST_CACHE)
-test test-slow record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
+test test-slow test-fuzz record: export GENAILAB_CACHE := $(TEST_CACHE)
+test test-slow test-fuzz record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
 
 # Tests on real films skip where this is unset.
 ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow lab record bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz lab record bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +45,9 @@ test: $(MADE_TEST) ## ruff, mypy, the quick tests, then every notebook against i
 test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 	$(BIN)/python -m pytest -m slow || { code=$$?; \
 		test $$code -eq 5 && ! grep -rq "mark\.slow" tests --include="*.py" || exit $$code; }
+
+test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, about half an hour; make test-fuzz FUZZ=100000 tries more
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
 
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks

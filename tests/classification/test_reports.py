@@ -179,12 +179,12 @@ def test_a_card_runs_nothing_that_a_class_is_called(root):
     result = trained(1.0)
     result = result._replace(model=dataclasses.replace(result.model, classes=names))
     audit = "the audit of \n```\n<script>"
-    card = model_card(result, read(root, "train", "val"), "not judged", RECIPE | {"data": "a|<b>"}, "Found so.",
-                      dict.fromkeys(names, 0.5), audit, "the verdict")
+    card = model_card(result, read(root, "train", "val"), "not judged", RECIPE | {"data": "a|<b>"},
+                      "Found so.", dict.fromkeys(names, 0.5), audit, "the verdict")
     outside = "".join(card.split("```")[::2])
     assert "<img" not in outside
     assert "<script" not in outside
     assert "<b>" not in outside
     assert not re.search(r"(?<!\\)\]\(javascript", outside)
-    tables = [line for line in outside.splitlines() if line.startswith("| part") or line.startswith("| train")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1  # a class adds no column
+    tables = [line for line in outside.splitlines() if line.startswith(("| part", "| train"))]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1  # no column is added

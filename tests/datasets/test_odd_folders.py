@@ -5,7 +5,6 @@ import os
 import stat
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="modes, pipes and long names 
 
 
 # ---------------------------------------------------------------- one bad file
+
 
 def test_a_png_with_a_broken_exif_chunk_is_left_out(tmp_path, put):
     put(tmp_path, "Normal/a.png", "Normal/b.png")
@@ -53,7 +53,9 @@ def test_an_odd_header_does_not_end_an_audit(tmp_path, put, bits):
 @pytest.mark.parametrize("kind", ["pipe", "dead link", "folder"])
 def test_what_is_called_like_a_table_and_is_none(tmp_path, put, kind):
     root = put(tmp_path / "set", "Normal/a.png", "COVID/b.png")
-    make = {"pipe": os.mkfifo, "dead link": lambda path: os.symlink("nowhere", path), "folder": os.mkdir}[kind]
+    make = {"pipe": os.mkfifo, "dead link": lambda path: os.symlink("nowhere", path), "folder": os.mkdir}[
+        kind
+    ]
     make(root / TABLE)
     images = index_images(root)
     audit_images(images)
@@ -69,21 +71,42 @@ def test_what_is_called_like_a_table_and_is_none(tmp_path, put, kind):
 
 # ---------------------------------------------------------------- label files and tables
 
-@pytest.mark.parametrize("content", [
-    '{"labels": [["Normal/a.png", 1000000000]]}', '{"labels": [["Normal/a.png", Infinity]]}', '{"labels": [["", 0]]}',
-    '{"labels": [["Normal/a.png", 0.5]]}', '{"labels": [["Normal/a.png", -1]]}', '{"labels": [["Normal/a.png", null]]}',
-    '{"labels": []}', '{"labels": null}', "[]", '{"labels": [[["Normal/a.png"], 0]]}', "[" * 100_000,
-    '{"labels": [["Normal/a.png", [0, 1]]]}'])
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"labels": [["Normal/a.png", 1000000000]]}',
+        '{"labels": [["Normal/a.png", Infinity]]}',
+        '{"labels": [["", 0]]}',
+        '{"labels": [["Normal/a.png", 0.5]]}',
+        '{"labels": [["Normal/a.png", -1]]}',
+        '{"labels": [["Normal/a.png", null]]}',
+        '{"labels": []}',
+        '{"labels": null}',
+        "[]",
+        '{"labels": [[["Normal/a.png"], 0]]}',
+        "[" * 100_000,
+        '{"labels": [["Normal/a.png", [0, 1]]]}',
+    ],
+)
 def test_a_label_file_without_sense_is_one_line(tmp_path, put, content):
     put(tmp_path, "Normal/a.png")
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(ValueError, match=r"dataset.json: expected \{\"labels\": .* make it with `genailab") as caught:
+    with pytest.raises(
+        ValueError, match=r"dataset.json: expected \{\"labels\": .* make it with `genailab"
+    ) as caught:
         index_images(tmp_path / "dataset.json")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["sep=;\nfile;patient\na.png;p1\n", "\n;;\nfile;patient\n;\na.png;p1\n\n",
-                                  '"sep=;"\r\n\r\nfile;patient\r\na.png;p1\r\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nfile;patient\na.png;p1\n",
+        "\n;;\nfile;patient\n;\na.png;p1\n\n",
+        '"sep=;"\r\n\r\nfile;patient\r\na.png;p1\r\n',
+    ],
+)
 def test_a_csv_as_excel_writes_it(tmp_path, text):
     (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     rows = read_table(tmp_path / "table.csv")
@@ -108,13 +131,20 @@ def test_what_a_spreadsheet_would_compute_is_text_in_films_csv_and_comes_back(tm
 
 # ---------------------------------------------------------------- names and modes
 
+
 @posix
 @pytest.mark.parametrize("length", [241, 251, 255])
 def test_long_names_are_written(tmp_path, put, length):
-    put(tmp_path / "raw", *(f"{part}/Normal/{'ä' * ((length - 6) // 2)}{i}.png" for part in "ab" for i in range(2)),
-        f"c/Normal/{'y' * length}", f"c/Normal/{'y' * (length - 1)}z")
+    put(
+        tmp_path / "raw",
+        *(f"{part}/Normal/{'ä' * ((length - 6) // 2)}{i}.png" for part in "ab" for i in range(2)),
+        f"c/Normal/{'y' * length}",
+        f"c/Normal/{'y' * (length - 1)}z",
+    )
     names = index_images(tmp_path / "raw").index
-    os.rename(tmp_path / "raw" / names[0], (tmp_path / "raw" / names[0]).with_name("z" * (length - 4) + ".dcm"))
+    os.rename(
+        tmp_path / "raw" / names[0], (tmp_path / "raw" / names[0]).with_name("z" * (length - 4) + ".dcm")
+    )
     for number, step in enumerate((preprocess, organize)):
         images = index_images(tmp_path / "raw")
         step(images, tmp_path / f"out{number}")
@@ -151,7 +181,10 @@ def test_what_is_private_stays_private(tmp_path, put):
     (root / "Normal/0.png").chmod(0o644)
     for number, step in enumerate((organize, preprocess, split)):
         step(index_images(root), tmp_path / f"out{number}")
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / f"out{number}").rglob("*.png")}
+        modes = {
+            path.name: stat.S_IMODE(path.stat().st_mode)
+            for path in (tmp_path / f"out{number}").rglob("*.png")
+        }
         assert modes.pop("0.png") == 0o644
         assert set(modes.values()) == {0o600}
         assert stat.S_IMODE((tmp_path / f"out{number}" / TABLE).stat().st_mode) == 0o600

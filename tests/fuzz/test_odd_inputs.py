@@ -1,7 +1,7 @@
-"""Thousands of damaged and odd inputs: a documented error in one line or a sane result, quickly, in little memory.
+"""Damaged and odd inputs: a documented error in one line or a sane result, quickly and in little memory.
 
-`make test-slow` tries 500, `make test-fuzz` 30,000 (`make test-fuzz FUZZ=100000` more). Input number n is the same
-in every run: `FUZZ_START=n FUZZ=1` tries it alone.
+`make test-slow` tries 500, `make test-fuzz` 30,000 (`make test-fuzz FUZZ=100000` more). Input number n is
+the same in every run: `FUZZ_START=n FUZZ=1` tries it alone.
 """
 
 import copy
@@ -42,9 +42,50 @@ N_INPUTS, START = int(os.environ.get("FUZZ", 500)), int(os.environ.get("FUZZ_STA
 SECONDS, BYTES = 2.0, 2**30  # that one input may take, of a processor and of memory
 
 Random = np.random.Generator
-ODD = [None, 0, 1, -1, 2, 3, 7, 16, 255, 4096, 65535, 2**31, 10**9, 10**400, 0.5, 1e308, -1e-9, float("nan"), float("inf"),
-       True, "", "0", "nan", "inf", "1e400", "../../outside/x", "/tmp/x", "CON", "Normal.", "=1+1", "$x^{", "a\0b", "\udcff",
-       "ä", "x" * 300, "<b>", [], [[]], [1, 2], ["a"], {}, {"a": 1}]
+ODD = [
+    None,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    16,
+    255,
+    4096,
+    65535,
+    2**31,
+    10**9,
+    10**400,
+    0.5,
+    1e308,
+    -1e-9,
+    float("nan"),
+    float("inf"),
+    True,
+    "",
+    "0",
+    "nan",
+    "inf",
+    "1e400",
+    "../../outside/x",
+    "/tmp/x",
+    "CON",
+    "Normal.",
+    "=1+1",
+    "$x^{",
+    "a\0b",
+    "\udcff",
+    "ä",
+    "x" * 300,
+    "<b>",
+    [],
+    [[]],
+    [1, 2],
+    ["a"],
+    {},
+    {"a": 1},
+]
 
 
 def some(rng: Random, of: Any) -> Any:
@@ -62,11 +103,13 @@ def damage(rng: Random, content: bytes) -> bytes:
         elif how == 3:
             data[at:] = b""
         elif how == 4:
-            data[at:at] = data[max(0, at - n):at]
+            data[at:at] = data[max(0, at - n) : at]
         elif how == 5:
-            data[at:at + n] = rng.bytes(n)
+            data[at : at + n] = rng.bytes(n)
         else:  # a number of a header
-            data[at:at + 4] = struct.pack(some(rng, ("<I", ">I")), some(rng, (0, 1, 7000, 60000, 2**31, 2**32 - 1)))
+            data[at : at + 4] = struct.pack(
+                some(rng, ("<I", ">I")), some(rng, (0, 1, 7000, 60000, 2**31, 2**32 - 1))
+            )
     return bytes(data)
 
 
@@ -94,6 +137,7 @@ def odd_text(rng: Random, value: Any) -> bytes:
 
 # ---------------------------------------------------------------- what is tried
 
+
 class Images:
     """Files of every kind, damaged, read by everything that opens images."""
 
@@ -104,11 +148,14 @@ class Images:
         exif = Image.Exif()
         exif[274], exif[315] = 6, "Somebody"
         self.bases: list[bytes] = []
-        for image, kinds in ((Image.fromarray(grey), ("PNG", "JPEG", "BMP", "TIFF", "WEBP")),
-                             (Image.fromarray(grey).convert("RGB"), ("PNG", "JPEG", "TIFF")),
-                             (Image.fromarray(grey).convert("P"), ("PNG", "BMP", "TIFF")),
-                             (Image.fromarray(grey).convert("LA"), ("PNG",)), (Image.fromarray(deep), ("PNG", "TIFF")),
-                             (Image.fromarray(values.astype(np.float32)), ("TIFF",))):
+        for image, kinds in (
+            (Image.fromarray(grey), ("PNG", "JPEG", "BMP", "TIFF", "WEBP")),
+            (Image.fromarray(grey).convert("RGB"), ("PNG", "JPEG", "TIFF")),
+            (Image.fromarray(grey).convert("P"), ("PNG", "BMP", "TIFF")),
+            (Image.fromarray(grey).convert("LA"), ("PNG",)),
+            (Image.fromarray(deep), ("PNG", "TIFF")),
+            (Image.fromarray(values.astype(np.float32)), ("TIFF",)),
+        ):
             for kind in kinds:
                 stream = BytesIO()
                 image.save(stream, kind, exif=exif, **({"progressive": True} if kind == "JPEG" else {}))
@@ -120,8 +167,8 @@ class Images:
         if base[:4] == b"\x89PNG" and rng.random() < 0.5:  # chunks with valid sums
             chunks, at = [], 8
             while at < len(base):
-                length = int.from_bytes(base[at:at + 4], "big")
-                chunks.append((base[at + 4:at + 8], base[at + 8:at + 8 + length]))
+                length = int.from_bytes(base[at : at + 4], "big")
+                chunks.append((base[at + 4 : at + 8], base[at + 8 : at + 8 + length]))
                 at += length + 12
             at = int(rng.integers(len(chunks)))
             kind, content = chunks[at]
@@ -130,8 +177,13 @@ class Images:
             else:
                 content = damage(rng, content)
             chunks[at] = (kind, content)
-            return base[:8] + b"".join(struct.pack(">I", len(content)) + kind + content + struct.pack(
-                ">I", zlib.crc32(kind + content)) for kind, content in chunks)
+            return base[:8] + b"".join(
+                struct.pack(">I", len(content))
+                + kind
+                + content
+                + struct.pack(">I", zlib.crc32(kind + content))
+                for kind, content in chunks
+            )
         return damage(rng, base)
 
     def __call__(self, rng: Random) -> None:
@@ -153,12 +205,16 @@ class Images:
             path.unlink()
 
 
+FIELDS = [
+    "Modality", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "WindowCenter", "WindowWidth", "VOILUTFunction", "RescaleSlope",
+    "RescaleIntercept", "VOILUTSequence", "ModalityLUTSequence", "PlanarConfiguration", "PixelSpacing",
+]
+
+
 class Dicom(Images):
     """DICOM with odd values in its header, or damaged."""
-
-    FIELDS = ("Modality PhotometricInterpretation SamplesPerPixel NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
-              "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction RescaleSlope "
-              "RescaleIntercept VOILUTSequence ModalityLUTSequence PlanarConfiguration PixelSpacing").split()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -166,23 +222,33 @@ class Dicom(Images):
     def make(self, rng: Random) -> bytes:
         data = pydicom.Dataset()
         data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = some(rng, ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1",
-                                                      "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"))
+        data.file_meta.TransferSyntaxUID = some(
+            rng, ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99")
+        )
         data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.2.3"
         data.Modality, data.PhotometricInterpretation = "CR", some(rng, ("MONOCHROME1", "MONOCHROME2"))
         data.SamplesPerPixel, data.Rows, data.Columns, data.PixelRepresentation = 1, 20, 24, 0
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PatientName = 16, 12, 11, "Somebody"
         data.PixelData = (np.arange(480) * 8).astype(np.uint16).tobytes()
-        for name in rng.choice(self.FIELDS, int(rng.integers(0, 4)), replace=False):
+        for name in rng.choice(FIELDS, int(rng.integers(0, 4)), replace=False):
             table = pydicom.Dataset()
             if rng.random() < 0.7:
-                table.LUTDescriptor, table.LUTData = [4096, 0, some(rng, (8, 12, 16))], [1] * int(some(rng, (0, 5, 4096)))
-            value = some(rng, ODD) if not name.endswith("Sequence") else some(rng, ([], [table], [pydicom.Dataset()]))
+                table.LUTDescriptor, table.LUTData = (
+                    [4096, 0, some(rng, (8, 12, 16))],
+                    [1] * int(some(rng, (0, 5, 4096))),
+                )
+            value = (
+                some(rng, ODD)
+                if not name.endswith("Sequence")
+                else some(rng, ([], [table], [pydicom.Dataset()]))
+            )
             try:
                 setattr(data, str(name), value)
                 pydicom.filewriter.write_data_element(pydicom.filebase.DicomBytesIO(), data[str(name)])
             except Exception:
-                data.add_new(str(name), pydicom.datadict.dictionary_VR(str(name)), None)  # it cannot be written
+                data.add_new(
+                    str(name), pydicom.datadict.dictionary_VR(str(name)), None
+                )  # it cannot be written
         stream = BytesIO()
         try:
             data.save_as(stream, enforce_file_format=True)
@@ -204,7 +270,9 @@ class Models:
         save_denoiser(folder / "denoiser", Denoiser(network, 16, 8))
         self.loaders = {"classifier": load_classifier, "denoiser": load_denoiser}
         self.whole = {name: (folder / name).read_bytes() for name in self.loaders}
-        self.parts = {name: genailab_helpers.checkpoints.load_checkpoint(folder / name) for name in self.loaders}
+        self.parts = {
+            name: genailab_helpers.checkpoints.load_checkpoint(folder / name) for name in self.loaders
+        }
         self.folder = folder
 
     def __call__(self, rng: Random) -> None:
@@ -226,11 +294,20 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        save_denoiser(folder / "model.safetensors", Denoiser(UNet2D(1, 1, base_channels=8, channel_multipliers=(1, 2)), 16, 8))
+        save_denoiser(
+            folder / "model.safetensors",
+            Denoiser(UNet2D(1, 1, base_channels=8, channel_multipliers=(1, 2)), 16, 8),
+        )
 
     def __call__(self, rng: Random) -> None:
-        recipe = {"classes": {some(rng, [text for text in ODD if isinstance(text, str)]): 3}} if rng.random() < 0.3 else None
-        content = json.dumps(recipe).encode() if recipe else odd_text(rng, {"classes": {"Normal": 3}, "data": "x"})
+        recipe = (
+            {"classes": {some(rng, [text for text in ODD if isinstance(text, str)]): 3}}
+            if rng.random() < 0.3
+            else None
+        )
+        content = (
+            json.dumps(recipe).encode() if recipe else odd_text(rng, {"classes": {"Normal": 3}, "data": "x"})
+        )
         (self.folder / "recipe.json").write_bytes(content)
         output = self.folder / f"out{rng.integers(2**60)}"
         diffusion.sample(self.folder, 1, output)
@@ -246,7 +323,9 @@ class Folders:
             (folder / name).parent.mkdir(exist_ok=True)
             Image.new("L", (20, 20), 40 * number).save(folder / name)
         self.labels = {"labels": [[name, number // 2] for number, name in enumerate(self.images)]}
-        self.table = "file,class,patient,split\n" + "".join(f"{name},A,p{i},train\n" for i, name in enumerate(self.images))
+        self.table = "file,class,patient,split\n" + "".join(
+            f"{name},A,p{i},train\n" for i, name in enumerate(self.images)
+        )
 
     def __call__(self, rng: Random) -> None:
         if rng.random() < 0.5:
@@ -284,7 +363,9 @@ class Caches:
     def __call__(self, rng: Random) -> None:
         files = sorted(path for suffix in ("u8", "f4", "bits") for path in self.cache.rglob(f"*.{suffix}"))
         path = some(rng, files)
-        path.write_bytes(some(rng, (damage(rng, path.read_bytes()), b"", b"\xff", "²".encode(), b"99", b"x" * 10**6)))
+        path.write_bytes(
+            some(rng, (damage(rng, path.read_bytes()), b"", b"\xff", "²".encode(), b"99", b"x" * 10**6))
+        )
         assert self.results() == self.first
 
 
@@ -298,6 +379,7 @@ def check(image: torch.Tensor, size: int | None) -> None:
 
 # ---------------------------------------------------------------- how it is judged
 
+
 def fault_of(action: Callable[[Random], None], rng: Random) -> str:
     """Return what is wrong with how an input was treated, or nothing."""
     began = time.process_time()
@@ -305,9 +387,13 @@ def fault_of(action: Callable[[Random], None], rng: Random) -> str:
         action(rng)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        on_purpose = Path(place.filename).is_relative_to(genailab_helpers.__path__[0]) and str(place.line).startswith("raise ")
+        on_purpose = Path(place.filename).is_relative_to(genailab_helpers.__path__[0]) and str(
+            place.line
+        ).startswith("raise ")
         named = isinstance(error, OSError) and error.filename is not None
-        if not (named or (on_purpose and isinstance(error, ValueError | FileNotFoundError))) or "\n" in str(error):
+        if not (named or (on_purpose and isinstance(error, ValueError | FileNotFoundError))) or "\n" in str(
+            error
+        ):
             return "".join(traceback.format_exception(error))[-1500:]
         if "Somebody" in str(error):
             return f"names a patient: {error}"
@@ -318,6 +404,7 @@ def fault_of(action: Callable[[Random], None], rng: Random) -> str:
 @pytest.fixture
 def time_is_limited() -> Iterator[None]:
     """Wake up whoever waits for a pipe."""
+
     def ring(*_: object) -> None:
         raise TimeoutError("waits forever")
 
@@ -330,7 +417,9 @@ def time_is_limited() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("time_is_limited")
-def test_odd_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
     monkeypatch.setattr(pydicom.config.logger, "disabled", True)
@@ -353,4 +442,5 @@ def test_odd_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
             faults[number] = f"{kind.__name__}: {fault}"
     capsys.readouterr()
     assert not faults, f"{len(faults)} of {N_INPUTS}: " + "\n\n".join(
-        f"FUZZ_START={number}: {fault}" for number, fault in list(faults.items())[:12])
+        f"FUZZ_START={number}: {fault}" for number, fault in list(faults.items())[:12]
+    )

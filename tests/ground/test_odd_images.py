@@ -1,7 +1,6 @@
 """Images that strangers have: right or refused in one line, never wrong in silence, never large in memory."""
 
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import textwrap
 import threading
 import time
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +42,27 @@ def refusal(path: Path, img_size: int | None = None) -> str:
 
 # ---------------------------------------------------------------- bits
 
+
 def write_png(path: Path, channels: list[np.ndarray]) -> None:
     rows = np.stack(channels, -1).reshape(HEIGHT, -1).tolist()
     with path.open("wb") as file:
-        png.Writer(WIDTH, HEIGHT, greyscale=len(channels) < 3, alpha=len(channels) in (2, 4), bitdepth=16).write(file, rows)
+        png.Writer(
+            WIDTH, HEIGHT, greyscale=len(channels) < 3, alpha=len(channels) in (2, 4), bitdepth=16
+        ).write(file, rows)
 
 
-@pytest.mark.parametrize("kind", ["rgb.png", "grey alpha.png", "rgba.png", "rgb.tif", "big-endian rgb.tif", "cmyk.tif"])
+@pytest.mark.parametrize(
+    "kind", ["rgb.png", "grey alpha.png", "rgba.png", "rgb.tif", "big-endian rgb.tif", "cmyk.tif"]
+)
 def test_colours_of_16_bits_are_right_or_refused(tmp_path, kind):
     """Pillow keeps the upper byte: of 12 bits that leaves 16 levels, nearly black."""
     path, opaque = tmp_path / kind, np.full_like(FULL, 65535)
     for pixels, unit in ((FULL, UNIT), (TWELVE, None)):
         if kind.endswith("png"):
-            write_png(path, {"rgb.png": [pixels] * 3, "rgba.png": [*[pixels] * 3, opaque]}.get(kind, [pixels, opaque]))
+            write_png(
+                path,
+                {"rgb.png": [pixels] * 3, "rgba.png": [*[pixels] * 3, opaque]}.get(kind, [pixels, opaque]),
+            )
         else:
             colours, order = ("separated", 4) if "cmyk" in kind else ("rgb", 3), ">" if "big" in kind else "<"
             stored = np.stack([pixels] * colours[1], -1).astype(f"{order}u2")
@@ -70,9 +76,15 @@ def test_colours_of_16_bits_are_right_or_refused(tmp_path, kind):
 @pytest.mark.filterwarnings("ignore:.* does not say how many bits")
 def test_signs_and_kinds_of_numbers_in_tiffs(tmp_path):
     path = tmp_path / "image.tif"
-    for pixels, unit in (((UNIT * 100).round().astype("i2"), (UNIT * 100).round() / 255), (UNIT.astype("f4"), UNIT),
-                         (UNIT * 80000, None), (UNIT.astype("f2"), None), ((UNIT * 9).astype("u8"), None),
-                         ((UNIT * 100 - 50).astype("i1"), None), ((UNIT * 4e9).astype("u4"), None)):
+    for pixels, unit in (
+        ((UNIT * 100).round().astype("i2"), (UNIT * 100).round() / 255),
+        (UNIT.astype("f4"), UNIT),
+        (UNIT * 80000, None),
+        (UNIT.astype("f2"), None),
+        ((UNIT * 9).astype("u8"), None),
+        ((UNIT * 100 - 50).astype("i1"), None),
+        ((UNIT * 4e9).astype("u4"), None),
+    ):
         tifffile.imwrite(path, pixels)
         if unit is None:  # rare: named for what it is
             assert "TIFF, but" in (said := refusal(path)) or "deep, but not plainly grey" in said
@@ -97,9 +109,12 @@ def test_several_pages_are_refused(tmp_path):
 
 # ---------------------------------------------------------------- files that end early
 
+
 def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(content)) + kind + content + struct.pack(
-        ">I", zlib.crc32(kind + content)) for kind, content in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
 
 
 def grey_png(rows: int, level: int = 150, side: int = 40, *extra: tuple[bytes, bytes]) -> bytes:
@@ -124,7 +139,7 @@ def test_a_stream_that_ends_early_is_damaged_and_a_black_bottom_is_not(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     Image.fromarray(noise).save(path, "JPEG")
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 3] + b"\xff\xd9")
+    path.write_bytes(content[: len(content) // 3] + b"\xff\xd9")
     for img_size in (None, 16):
         assert "end early" in refusal(path, img_size)
     noise[32:] = 128  # a grey bar, as libjpeg makes one
@@ -139,6 +154,7 @@ def test_a_broken_exif_chunk_is_one_line(tmp_path):
 
 
 # ---------------------------------------------------------------- DICOM
+
 
 def save(path: Path, pixels: np.ndarray = TWELVE, **tags: object) -> Path:
     data = pydicom.Dataset()
@@ -155,12 +171,17 @@ def save(path: Path, pixels: np.ndarray = TWELVE, **tags: object) -> Path:
     return path
 
 
-VOID = {"window of width 0": {"WindowCenter": 900, "WindowWidth": 0}, "empty slope": {"RescaleSlope": None},
-        "exact window of width 0": {"WindowCenter": 9, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
-        "empty width": {"WindowCenter": 9, "WindowWidth": None}, "empty intercept": {"RescaleIntercept": None},
-        "table without data": {"VOILUTSequence": [pydicom.Dataset()]}, "no tables": {"VOILUTSequence": []},
-        "rescale table without data": {"ModalityLUTSequence": [pydicom.Dataset()]},
-        "empty padding": {"PixelPaddingValue": None}}
+VOID = {
+    "window of width 0": {"WindowCenter": 900, "WindowWidth": 0},
+    "empty slope": {"RescaleSlope": None},
+    "exact window of width 0": {"WindowCenter": 9, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
+    "empty width": {"WindowCenter": 9, "WindowWidth": None},
+    "empty intercept": {"RescaleIntercept": None},
+    "table without data": {"VOILUTSequence": [pydicom.Dataset()]},
+    "no tables": {"VOILUTSequence": []},
+    "rescale table without data": {"ModalityLUTSequence": [pydicom.Dataset()]},
+    "empty padding": {"PixelPaddingValue": None},
+}
 
 
 @pytest.mark.parametrize("name", VOID)
@@ -168,10 +189,16 @@ def test_a_void_field_counts_as_absent(tmp_path, name):
     assert_read(save(tmp_path / "image", **VOID[name]), TWELVE / 4095)
 
 
-@pytest.mark.parametrize("tags", [
-    {"RescaleSlope": "nan", "RescaleIntercept": "0"}, {"RescaleSlope": "1e400", "RescaleIntercept": "0"},
-    {"RescaleSlope": "1e307", "RescaleIntercept": "0"}, {"RescaleSlope": "1", "RescaleIntercept": "nan"},
-    {"WindowCenter": "nan", "WindowWidth": "100"}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": "nan", "RescaleIntercept": "0"},
+        {"RescaleSlope": "1e400", "RescaleIntercept": "0"},
+        {"RescaleSlope": "1e307", "RescaleIntercept": "0"},
+        {"RescaleSlope": "1", "RescaleIntercept": "nan"},
+        {"WindowCenter": "nan", "WindowWidth": "100"},
+    ],
+)
 def test_no_number_in_a_dicom_header_becomes_a_pixel(tmp_path, tags):
     with pydicom.config.disable_value_validation():
         assert "grey scale has no width" in refusal(save(tmp_path / "image", **tags))
@@ -190,15 +217,23 @@ def test_padding_is_black_however_the_scale_runs(tmp_path, syntax):
     assert_read(save(path, pixels, **tags, PixelPaddingRangeLimit=-2045), unit)
 
 
-@pytest.mark.parametrize(("tags", "reason"), [
-    ({"Modality": "DOE^JANE"}, "modality unknown"), ({"PhotometricInterpretation": "DOE JANE"}, "unknown pixels"),
-    ({"BitsStored": [12, 12]}, "damaged"), ({"BitsStored": None}, "damaged"), ({"BitsAllocated": 17}, "damaged"),
-    ({"PatientName": "DOE^JANE", "RescaleSlope": "12345678"}, "damaged")])
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"Modality": "DOE^JANE"}, "modality unknown"),
+        ({"PhotometricInterpretation": "DOE JANE"}, "unknown pixels"),
+        ({"BitsStored": [12, 12]}, "damaged"),
+        ({"BitsStored": None}, "damaged"),
+        ({"BitsAllocated": 17}, "damaged"),
+        ({"PatientName": "DOE^JANE", "RescaleSlope": "12345678"}, "damaged"),
+    ],
+)
 def test_what_a_header_says_of_somebody_reaches_no_message(tmp_path, tags, reason):
     with pydicom.config.disable_value_validation():
         path = save(tmp_path / "image.dcm", **tags)
     path.write_bytes(path.read_bytes().replace(b"12345678", b"DOE^JANE"))
-    assert reason in (said := refusal(path))
+    said = refusal(path)
+    assert reason in said
     try:
         said += str(inspect_radiograph(path))
     except UnreadableRadiographError as error:
@@ -219,6 +254,7 @@ def test_dicom_without_its_mark_or_with_floats_is_named(tmp_path):
 
 # ---------------------------------------------------------------- time and memory
 
+
 def test_a_long_text_in_a_file_costs_no_seconds(tmp_path):
     text = zlib.compress(b"a" * 1_000_000)
     (tmp_path / "image.png").write_bytes(grey_png(40, 90, 40, (b"zTXt", b"Comment\0\0" + text)))
@@ -234,22 +270,30 @@ def test_more_than_50_million_pixels_are_refused_before_they_are_decoded(tmp_pat
     (tmp_path / "large.png").write_bytes(grey_png(7000, 90, 7000))
     (tmp_path / "too_large.png").write_bytes(grey_png(10, 90, 13300))
     save(tmp_path / "large.dcm", np.zeros((3000, 5000), np.uint16), Rows=65535, Columns=65535)
-    save(tmp_path / "deflated.dcm", np.zeros((20000, 20000), np.uint16), syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
+    save(
+        tmp_path / "deflated.dcm",
+        np.zeros((20000, 20000), np.uint16),
+        syntax=pydicom.uid.DeflatedExplicitVRLittleEndian,
+    )
     code = """
         import resource, sys
-        from genailab_helpers.radiographs import UnreadableRadiographError, inspect_radiograph, read_radiograph
+        from genailab_helpers.radiographs import inspect_radiograph, read_radiograph
         def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         began, said = peak(), []
         for name in ("too_large.png", "large.dcm", "deflated.dcm"):
             for read in (read_radiograph, inspect_radiograph):
                 try: said.append(str(read(f"{sys.argv[1]}/{name}")))
-                except UnreadableRadiographError as error: said.append(error.reason)
+                except ValueError as error: said.append(error.reason)
         refused = peak() - began
         read_radiograph(f"{sys.argv[1]}/large.png", 64)
         print(*said, refused, peak() - began, sep="\\n")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     *said, refused, read = done.stdout.splitlines()
     assert ["too many pixels" in line for line in said] == [True, True, True, False, False, False]
     assert ["deflated" in line for line in said] == [False] * 4 + [True] * 2
@@ -279,6 +323,7 @@ def test_large_images_are_decoded_one_after_the_other(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- what is no file
 
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
@@ -288,7 +333,11 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path):
-    for content, kind in ((b"GIF89a", "GIF"), (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"), (b"\0\0\0\x18ftypheic", "HEIC or AVIF"),
-                          (b"MM\0\x2b", "TIFF")):
+    for content, kind in (
+        (b"GIF89a", "GIF"),
+        (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+        (b"\0\0\0\x18ftypheic", "HEIC or AVIF"),
+        (b"MM\0\x2b", "TIFF"),
+    ):
         (tmp_path / "image").write_bytes(content + bytes(60))
         assert refusal(tmp_path / "image").startswith(f"{kind}, but damaged or of a kind that is not read")

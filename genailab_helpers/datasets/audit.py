@@ -520,7 +520,7 @@ def _people(data: Evidence) -> Found:
     yield _of("personal data", list(filter(identifies, data.images.index)),
               "with what seems a person's name, or a date that may be of birth.", "file name")
     for table in sorted({*data.root.glob("*.csv"), *([Path(data.table)] if data.table else [])}):
-        if private := person_columns(table):
+        if table.is_file() and (private := person_columns(table)):  # no folder or pipe of that name
             yield ("personal data", None,
                    f"The table {table.name} has columns about persons: {', '.join(private)}.")
     for field, names in sorted(texts.items()):

@@ -106,8 +106,6 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
 
 def person_columns(table: Path) -> list[str]:
     """Return the columns of a CSV table that name people, by their headings."""
-    if not table.is_file():  # a folder or a pipe of that name
-        return []
     with table.open(encoding="utf-8-sig", errors="replace") as file:
         header = next((line for line in file if line.strip(",;\t \n") and "sep=" not in line), "")
     columns = [name.strip().strip('"') for name in re.split("[,;\t]", header)]

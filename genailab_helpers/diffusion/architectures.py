@@ -106,7 +106,7 @@ class UNet2D(nn.Module):
     Raises
     ------
     ValueError
-        If a number is below 1, or `time_emb_dim` is odd.
+        If a number is below 1, `time_emb_dim` is odd, or there are more than 200 blocks a way.
 
     Notes
     -----
@@ -131,6 +131,8 @@ class UNet2D(nn.Module):
         for name, value in self.config.items():
             if value is not None and min(value if name == "channel_multipliers" else [value], default=0) < 1:
                 raise ValueError(f"{name}={value}: expected numbers of at least 1")
+        if num_res_blocks * len(channel_multipliers) > 200:  # a recipe of few bytes could ask for any number
+            raise ValueError(f"num_res_blocks={num_res_blocks}: expected at most 200 blocks on all levels")
         if time_emb_dim % 2:
             raise ValueError(f"time_emb_dim={time_emb_dim}: expected an even number")
         self.num_classes = num_classes

@@ -165,7 +165,8 @@ def test_a_model_of_a_recipe_without_sense_is_one_line(run: Path, genailab) -> N
 
     (run / "recipe.json").write_text('{"classes": {"A": 1}}')
     tensors, recipe = load_checkpoint(run / "model.safetensors")
-    for wrong in (recipe | {"img_size": 0}, recipe | {"network": []}, recipe | {"n_components": "x"}):
-        save_checkpoint(run / "model.safetensors", tensors, wrong)
+    endless = recipe["network"] | {"num_res_blocks": 10**9}
+    for wrong in ({"img_size": 0}, {"network": []}, {"n_components": "x"}, {"network": endless}):
+        save_checkpoint(run / "model.safetensors", tensors, recipe | wrong)
         assert "model.safetensors" in genailab.refuse("sample", run, "--output", run.parent / "new")
     assert torch.is_tensor(tensors["denoiser.mean"])

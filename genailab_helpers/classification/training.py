@@ -179,9 +179,9 @@ def _check_recipe(path: str | Path, recipe: dict[str, Any]) -> None:
         fits = {"loss": recipe["loss"] in LOSSES,
                 "classes": 2 <= len(classes) <= MAX_CLASSES and all(type(name) is str for name in classes),
                 "img_size": 1 <= recipe["img_size"] <= MAX_SIDE,
-                "temperature": 0 < recipe["temperature"] < math.inf,
+                "temperature": 1e-6 < recipe["temperature"] < 1e6,  # else logits overflow
                 "logit_shift": len(shift) in (1, n_outputs) and all(
-                    type(number) is float and math.isfinite(number) for number in shift)}
+                    type(number) is float and abs(number) < 1e6 for number in shift)}
         wrong = [name for name, fine in fits.items() if not fine]
     for name in wrong[:1]:
         raise ValueError(f"{path}: {name} in its recipe is {recipe.get(name)!s:.50}, of which no model can "

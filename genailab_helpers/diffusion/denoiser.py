@@ -276,8 +276,8 @@ def build_denoiser(recipe: dict[str, Any]) -> Denoiser:
                             "channel_multipliers": tuple(recipe["network"]["channel_multipliers"])})
         return Denoiser(network, recipe["img_size"], recipe["n_components"])
     except (LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise ValueError(f"the recipe describes no denoiser of this project ({error}): "
-                         f"expected the fields network, img_size and n_components") from error
+        raise ValueError("the recipe describes no denoiser of this project: expected the fields network, "
+                         f"img_size and n_components ({' '.join(str(error).split())[:150]})") from error
 
 
 def save_denoiser(path: str | Path, denoiser: Denoiser, notes: dict[str, Any] | None = None,

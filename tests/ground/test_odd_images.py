@@ -173,10 +173,10 @@ def save(path: Path, pixels: np.ndarray = TWELVE, **tags: object) -> Path:
 
 VOID = {
     "window of width 0": {"WindowCenter": 900, "WindowWidth": 0},
-    "empty slope": {"RescaleSlope": None},
+    "empty slope": {"RescaleSlope": None, "RescaleIntercept": "0"},
     "exact window of width 0": {"WindowCenter": 9, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
     "empty width": {"WindowCenter": 9, "WindowWidth": None},
-    "empty intercept": {"RescaleIntercept": None},
+    "empty intercept": {"RescaleIntercept": None, "RescaleSlope": "1"},
     "table without data": {"VOILUTSequence": [pydicom.Dataset()]},
     "no tables": {"VOILUTSequence": []},
     "rescale table without data": {"ModalityLUTSequence": [pydicom.Dataset()]},

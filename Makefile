@@ -46,7 +46,7 @@ test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 	$(BIN)/python -m pytest -m slow || { code=$$?; \
 		test $$code -eq 5 && ! grep -rq "mark\.slow" tests --include="*.py" || exit $$code; }
 
-test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, about half an hour; make test-fuzz FUZZ=100000 tries more
+test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, five to twenty minutes; make test-fuzz FUZZ=100000 tries more
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
 
 lab: $(MADE) ## open JupyterLab on the lessons

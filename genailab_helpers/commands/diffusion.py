@@ -107,7 +107,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         recipe = json.loads((folder / RECIPE).read_bytes())
         if all(Path(name).name == name and name.strip(".") and "\0" not in name and 0 <= n < 2**40
-               for name, n in recipe["classes"].items()):
+               for name, n in recipe["classes"].items()) and any(recipe["classes"].values()):
             return recipe
     raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts; train again")
 

@@ -264,6 +264,7 @@ def read_dicom(path: str | Path, pixels: bool = False) -> Any:
         If that fails, or the file is deflated: nothing bounds the memory that it takes.
     """
     with _one_clear_line(Path(path)):
+        _refuse(path, (not is_dicom(path), "no DICOM file"))
         import pydicom
 
         meta = pydicom.filereader.read_file_meta_info(path)

@@ -81,8 +81,8 @@ def test_generators_saw_training_films_alone(bench):
     assert len(set.union(*hashes)) == sum(map(len, hashes))
 
 
-@pytest.mark.xfail(strict=True, reason="the models were trained again on the phantoms of 28 November 2026; the "
-                   "table holds trainings on older ones until `bench_covid.py --record` has made it anew")
+@pytest.mark.xfail(strict=True, reason="the models were trained again on the phantoms of 28 November 2026; "
+                   "the table holds older trainings until `bench_covid.py --record` has made it anew")
 def test_the_shipped_models_give_the_recorded_digits(bench, table):
     marker = load_classifier(bench.MARKER_MODEL)
     drawn, _ = bench.pair("test", "marker", 0, 1)

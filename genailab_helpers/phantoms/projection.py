@@ -38,10 +38,6 @@ class Rays:
     x: Tensor
     y: Tensor
 
-    def moved(self, dx: Tensor | float) -> "Rays":
-        """Return the rays as a solid sees them that stands `dx` further to the viewer's right."""
-        return Rays(self.x - dx, self.y)
-
     @cached_property
     def _reach(self) -> tuple[np.ndarray, ...]:
         """Least and greatest x of every column, and least and greatest y of every row, over all films."""
@@ -157,75 +153,6 @@ def ellipsoid(rays: Rays, x: Tensor | float, y: Tensor | float, width: Tensor | 
     return half_chord(dx * dx + dy * dy) * (2 * each(depth))
 
 
-def tube(distance: Tensor, radius: Tensor | float, obliquity: Tensor | float = 1.0) -> Tensor:
-    """Path length through a round tube at `distance` from its axis.
-
-    Parameters
-    ----------
-    distance : Tensor
-        (N, H, W) distance of the ray from the axis, in the plane of the film.
-    radius : Tensor or float
-        Radius of the tube, (N,) or (N, H, W) or one number.
-    obliquity : Tensor or float, default 1
-        How much longer the chord is because the tube runs along the beam, 1 / cos(angle to the film).
-    """
-    radius = each(radius)
-    scaled = distance / radius
-    return half_chord(scaled * scaled) * (2 * radius * obliquity)
-
-
-def draw_segments(segments: Tensor, canvas_size: int, magnification: Tensor, shift_x: Tensor, shift_y: Tensor,
-                  rotation: Tensor) -> Tensor:
-    """Path length through many short round tubes (vessels), each drawn only where it lies.
-
-    Parameters
-    ----------
-    segments : Tensor
-        (N, S, 5): x and y of both ends and the radius, in body coordinates; of like length, because all get a
-        patch as large as the longest needs.
-    canvas_size : int
-        Side of the film in pixels.
-    magnification, shift_x, shift_y, rotation : Tensor
-        (N,) the placement, as in `cast_rays`.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) path lengths. A tube thinner than a pixel is drawn a pixel wide and paler, so that what it
-        attenuates in all stays right.
-    """
-    n = len(segments)
-    cos, sin = torch.cos(rotation)[:, None], torch.sin(rotation)[:, None]
-    ends = []
-    for k in (0, 2):
-        bx, by = segments[..., k], segments[..., k + 1] - 0.5
-        fx = (bx * cos - by * sin) * magnification[:, None] + shift_x[:, None]
-        fy = (bx * sin + by * cos) * magnification[:, None] + shift_y[:, None]
-        ends += [(fx + 0.5) * canvas_size - 0.5, (fy + 0.5) * canvas_size - 0.5]
-    x0, y0, x1, y1 = ends
-    radius = segments[..., 4] * magnification[:, None] * canvas_size
-    drawn = radius.clamp(min=0.7)
-    reach = torch.maximum((x0 - x1).abs(), (y0 - y1).abs()) + 2 * drawn
-    side = int(reach.detach().max().ceil()) + 2
-    wide = canvas_size + 2 * side  # with a margin that catches what falls beside the film
-    corner_x = (torch.minimum(x0, x1) - drawn).detach().floor().clamp(-side, canvas_size)
-    corner_y = (torch.minimum(y0, y1) - drawn).detach().floor().clamp(-side, canvas_size)
-    local = torch.arange(side, device=segments.device, dtype=segments.dtype)
-    # pixels in the tube's own frame, along and across its axis, in units of its radius
-    ux, uy = x1 - x0, y1 - y0
-    length = (ux * ux + uy * uy).clamp(min=_TINY).sqrt()
-    ux, uy = (ux / (length * drawn))[..., None], (uy / (length * drawn))[..., None]
-    px, py = local + (corner_x - x0)[..., None], local + (corner_y - y0)[..., None]  # (N, S, side)
-    along = (px * ux)[:, :, None, :] + (py * uy)[..., None]
-    across = (px * uy)[:, :, None, :] - (py * ux)[..., None]
-    beyond = along - along.clamp(min=0).minimum((length / drawn)[..., None, None])
-    chords = half_chord(across * across + beyond * beyond)
-    chords = chords * (2 * radius * radius / drawn / canvas_size / magnification[:, None])[..., None, None]
-    rows, columns = (corner_y + side)[..., None] + local, (corner_x + side)[..., None] + local
-    index = (rows.long() * wide)[..., None] + columns.long()[:, :, None, :]
-    canvas = torch.zeros(n, wide * wide, device=segments.device, dtype=segments.dtype)
-    canvas = canvas.scatter_add(1, index.reshape(n, -1), chords.reshape(n, -1))
-    return canvas.reshape(n, wide, wide)[:, side:-side, side:-side]
 
 
 def blur(images: Tensor, weight: Tensor | float) -> Tensor:

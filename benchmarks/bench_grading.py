@@ -32,22 +32,15 @@ from genailab_helpers.classification.training import (
     train_classifier,
 )
 from genailab_helpers.datasets.names import GRADES
-from genailab_helpers.phantoms.spine import (
-    SIGNS,
-    SpineAnatomy,
-    consensus,
-    rater_ceiling,
-    render_spines,
-    sample_spines,
-    simulate_raters,
-)
+from genailab_helpers.phantoms.raters import consensus, rater_ceiling, simulate_raters
+from genailab_helpers.phantoms.spine import SIGNS, SpineAnatomy, render_spines, sample_spines
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, ROWS = ROOT / "data/samples/grading_table.json", ROOT / "build/grading_rows"
 MODEL = ROOT / "data/samples/spine_grader.safetensors"
 IMG_SIZE = 96
 FILMS = {"train": (1500, 4), "val": (500, 5), "test": (1000, 6)}  # number and seed
-SEEDS = range(5)
+SEEDS = range(3)
 BATCH_SIZE, LR = 32, 3e-3
 AUGMENTATIONS = {
     "no augmentation": None,
@@ -55,8 +48,9 @@ AUGMENTATIONS = {
 }
 GRADE_METRICS = (metrics.qwk, metrics.accuracy, metrics.mae, metrics.off_by_more_than_one)
 MINUTES_BAR = 20
-QWK_BAR, SHARE_OF_CEILING_BAR, MAE_BAR, OFF_BAR = 0.85, 0.95, 0.40, 0.01
-ECE_BAR, ECE_GAIN_BAR, POINTING_BAR = 0.05, 0.40, 0.80
+# looser than for the spines of 0.1.0, which one sign gave away: 0.95 of the ceiling, 0.40, 0.01, 0.80
+QWK_BAR, SHARE_OF_CEILING_BAR, MAE_BAR, OFF_BAR = 0.85, 0.93, 0.48, 0.05
+ECE_BAR, ECE_GAIN_BAR, POINTING_BAR = 0.05, 0.40, 0.65
 TOLERANCE = 2  # pixels around a sign, a quarter of a pixel of the maps
 AGAIN = 0.015  # repeats are exact on one machine; other threads were seen to move kappa by .004
 
@@ -79,7 +73,7 @@ class Arm(NamedTuple):
         """Steps of training, enough for the validation score to stop rising."""
         if self.backbone == "frozen_lite0" or self.remedy == "pseudo-labels":
             return 600
-        return {None: 1380, 25: 300, 50: 300, 100: 300}[self.a_grade]
+        return {None: 1380, 25: 300, 50: 600, 100: 900}[self.a_grade]
 
 
 ARMS = [

@@ -6,7 +6,9 @@ import pytest
 
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.training import load_classifier
-from genailab_helpers.phantoms.spine import consensus, render_spines, sample_spines, simulate_raters
+from genailab_helpers.phantoms.raters import consensus, simulate_raters
+from genailab_helpers.phantoms.spine import render_spines, sample_spines
+from genailab_helpers.statistics import bootstrap_interval
 
 SCRIPT = "bench_grading"
 
@@ -50,10 +52,16 @@ def test_the_shipped_model_gives_the_recorded_grades(bench, table):
 def test_no_loss_beats_the_shipped_one_beyond_chance(bench, table):
     runs = {arm: {row["seed"]: digits(row["grades"]) for row in table["rows"] if row["arm"] == arm.name}
             for arm in bench.ARMS}
-    for arm in bench.ARMS:
-        gap = metrics.difference(metrics.qwk, digits(table["label"]), runs[arm], runs[bench.SHIPPED],
-                                 n_resamples=300)
-        assert gap.low <= 0, f"{arm.name}: {gap}"
+    rivals = [arm for arm in bench.ARMS if arm != bench.SHIPPED and arm.a_grade is None]
+
+    def gap(truth, *grades):
+        scores = [metrics.qwk(truth, one) for one in grades]
+        return np.mean(scores[:len(bench.SEEDS)]) - np.mean(scores[len(bench.SEEDS):])
+
+    for arm in rivals:  # as many comparisons: Bonferroni
+        grades = *runs[arm].values(), *runs[bench.SHIPPED].values()
+        found = bootstrap_interval(gap, digits(table["label"]), *grades, level=1 - 0.05 / len(rivals))
+        assert found.low <= 0, f"{arm.name}: {found}"
 
 
 def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(bench, table, monkeypatch, capsys):
@@ -68,5 +76,5 @@ def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(bench
     assert check() == 0
     assert capsys.readouterr().out.count("recorded") == len(bench.ARMS) + len(bench.SEEDS) - 1
     assert check(better=0.04) == 1
-    assert check(mae=0.41) == 1
+    assert check(mae=0.49) == 1
     assert "MISSED  MAE" in capsys.readouterr().out

@@ -340,7 +340,8 @@ def test_a_loss_that_is_no_number_stops_the_training():
 
 @pytest.mark.slow
 def test_a_network_grades_new_spines_of_known_severity() -> None:
-    from genailab_helpers.phantoms.spine import THRESHOLDS, render_spines, sample_spines
+    from genailab_helpers.phantoms.raters import THRESHOLDS
+    from genailab_helpers.phantoms.spine import render_spines, sample_spines
 
     def spines(n: int, seed: int) -> TensorDataset:
         anatomy = sample_spines(n, seed)

@@ -4,6 +4,7 @@ Nothing is executed here. The recorded outputs are read, and the strict notebook
 are what the cells print.
 """
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -47,8 +48,8 @@ def faults(notebook, lesson):
         demands = {
             "the number belongs to another lesson": number.startswith(f"{lesson}."),
             "the stub is not made from its solution": stub.source == expected,
-            "the last line is not the self-check": solution.source.rstrip().splitlines()[-1].startswith(
-                f'check("{number}", '),
+            "the last line is not the self-check": re.fullmatch(
+                rf'(\w+) = check\("{number}", \1\)', solution.source.rstrip().splitlines()[-1]),
             "the stub does not fail its self-check": printed(stub).endswith("\n")
             and printed(stub).splitlines()[-1].startswith(f"Exercise {number} not solved yet: "),
             "the solution does not pass its self-check":

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # a kernel imports torch
 
 START = """\
 import torch
-from genailab_helpers.lessons import check, explore, film_grid, start_lesson
+from genailab_helpers.lessons import check, explore, image_grid, start_lesson
 from genailab_helpers.lessons.exercises import expect_close, self_check
 
 generator = start_lesson(seed=1)
@@ -25,15 +25,15 @@ def double(x):
     return 2 * x
     # END SOLUTION
 
-check("99.1", double)"""
+double = check("99.1", double)"""
 WIDGET = """\
 def draw(n_films=1):
     "Films of noise."
     print("drawing")
-    return film_grid(torch.zeros(n_films, 1, 16, 16))
+    return image_grid(torch.zeros(n_films, 1, 16, 16))
 
 explore(draw, n_films=(0, 4))"""
-BROKEN_WIDGET = WIDGET.replace("=1", "=0")  # no films: film_grid refuses
+BROKEN_WIDGET = WIDGET.replace("=1", "=0")  # no films: image_grid refuses
 MOVED_WIDGET = WIDGET.replace("explore(", "widget = explore(") + """
 widget.children[0].children[0].value = 3
 '(n films 3)' in widget.children[1].value"""

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, echo
 
 from genailab_helpers.commands.options import complain, write_text
+from genailab_helpers.commands.pages import export_page
 
 IMAGES = ("DATA", "EXTERNAL")  # parameters that name a folder of images
 
@@ -180,7 +181,6 @@ def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, s
     They may travel, so they name no folder of this machine.
     """
     import nbformat
-    from nbconvert import HTMLExporter
 
     text = nbformat.writes(notebook)
     folders = [(value, given[name]) for name, value in values.items() if os.path.isabs(str(value))]
@@ -196,9 +196,8 @@ def _save(notebook: Any, error: str, name: str, output: Path, given: dict[str, s
     failure = f"<br><strong>Failed in {escape(error)}</strong>" if error else ""
     facts["row"] = (f'<tr><td><a href="{escape(page.name)}">{escape(title)}</a>{failure}'
                     f'<td>{facts["seconds"]} s<td>{escape(shown)}<td><a href="{link}">{link}</a>')
-    html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, {"metadata": {"name": title}})
     write_text(target, nbformat.writes(notebook) + "\n")
-    write_text(page, html.replace("<script src=", "<script async src="))  # show it before the network answers
+    write_text(page, export_page(notebook, title))
     for suffix in () if error else ("ipynb", "html"):  # an earlier failure is mended
         (output / f"{name}.failed.{suffix}").unlink(missing_ok=True)
     rows = []

@@ -25,6 +25,8 @@ _Folder = Annotated[Path, Argument(metavar="DIR", help="Folder of images.")]
 _Json = Annotated[Path | None, Option("--json", help="File for the report.")]
 _Set = Annotated[str | None, Argument(metavar="NAME", help="chest, covid, pneumoniamnist, or spine.")]
 _Kaggle = Annotated[str | None, Option(metavar="OWNER/NAME", help="Any public Kaggle set.")]
+_From = Annotated[Path | None, Option(
+    "--from", metavar="FILE", help="pneumoniamnist_128.npz, fetched elsewhere; needs no network.")]
 
 app = Typer(help="Prepare, audit and get folders of radiographs.", no_args_is_help=True)
 
@@ -108,14 +110,15 @@ def verify(folder: _Folder, table: Table = None, json_file: _Json = None, patien
 
 
 @app.command()
-def download(name: _Set = None, kaggle: _Kaggle = None, output: Output = Path("raw_data")) -> None:
+def download(name: _Set = None, kaggle: _Kaggle = None, output: Output = Path("raw_data"),
+             file: _From = None) -> None:
     """Get a public set and check its counts against its card; for spine, say how to get such images."""
     from genailab_helpers.datasets import download as sets
 
     if name in sets.CARDS and name not in sets.DOWNLOADS:
         echo(sets.cards(name))
         raise ValueError(f"{name}: has to be fetched by hand; the steps stand above")
-    echo(sets.download(name, output, kaggle))
+    echo(sets.download(name, output, kaggle, file))
 
 
 @app.command()

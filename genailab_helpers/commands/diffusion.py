@@ -122,6 +122,7 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     from tqdm import tqdm
 
     from genailab_helpers.checkpoints import choose_device, whole_folder
+    from genailab_helpers.datasets.privacy import mark_synthetic
     from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, load_denoiser
     from genailab_helpers.diffusion.sampling import generate
 
@@ -142,16 +143,16 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
                        linear_above=LINEAR_ABOVE)
     images = (image for batch in batches for image in ((batch[:, 0] + 1) * 127.5).round().byte().cpu())
     on_sheet, sheet = set(np.linspace(0, n_samples - 1, SHOWN).round().astype(int).tolist()), []
-    digits = max(4, len(str(n_samples)))
+    digits, mark = max(4, len(str(n_samples))), mark_synthetic(f"diffusion model, seed {seed}")
     with whole_folder(output) as folder:
         for i, image in enumerate(tqdm(images, total=n_samples, desc="sampling", unit="image")):
             path = folder / "films" / list(classes)[labels[i]] / f"generated_{i + 1:0{digits}d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.numpy()).save(path)
+            Image.fromarray(image.numpy()).save(path, pnginfo=mark)
             sheet += [image] * (i in on_sheet)
         n_columns = int(np.ceil(np.sqrt(len(sheet) * 4 / 3)))  # about three rows for four columns
         Image.fromarray(make_grid(torch.stack(sheet)[:, None], n_columns, padding=0)[0].numpy()).save(
-            folder / CONTACT_SHEET)
+            folder / CONTACT_SHEET, pnginfo=mark)
     echo(f"Look at {output / CONTACT_SHEET}; the images are in {output / 'films'}")
 
 

@@ -3,11 +3,14 @@
 import re
 import shutil
 import tomllib
+import zipfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -77,7 +80,8 @@ def _card(name: str) -> dict[str, Any]:
     return CARDS[name]
 
 
-def download(name: str | None = None, output: str | Path = "raw_data", kaggle: str | None = None) -> str:
+def download(name: str | None = None, output: str | Path = "raw_data", kaggle: str | None = None,
+             file: str | Path | None = None) -> str:
     """Fetch a public data set into a folder, whole or not at all, and count its images.
 
     Parameters
@@ -88,6 +92,9 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
         A new or empty folder.
     kaggle : str, optional
         Instead of a name, the handle `owner/name` of any public data set on Kaggle.
+    file : str or Path, optional
+        For "pneumoniamnist", where there is no network: `pneumoniamnist_128.npz`, or that of another size,
+        fetched elsewhere.
 
     Returns
     -------
@@ -108,6 +115,8 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
     -----
     kagglehub unpacks archives; only plain files below its folder are copied from there, nothing is run.
     """
+    if file is not None and name != "pneumoniamnist":
+        raise ValueError("a file that was fetched elsewhere is taken for pneumoniamnist only")
     if (name is None) == (kaggle is None):
         raise ValueError(f"expected either a name ({', '.join(DOWNLOADS)}) or the handle of a Kaggle set")
     by_handle = {card.get("kaggle"): card for card in CARDS.values()}
@@ -120,11 +129,12 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
         raise ValueError(f"{handle}: expected the handle of a Kaggle set, owner/name, as in its address")
     by_hand = (f"get https://www.kaggle.com/datasets/{handle}, unzip it into {output}, then "
                f"`genailab data verify {output}`" if handle else
-               f"put pneumoniamnist_128.npz from {card['url']} into {cache_folder('medmnist')}, "
-               "run this again")
+               f"get pneumoniamnist_128.npz from {card['url']}, then "
+               "`genailab data download pneumoniamnist --from pneumoniamnist_128.npz`")
+    fetched: Any = _unpack(Path(file)) if file is not None else None
     with whole_folder(output) as new:
         try:
-            source = _fetch(handle)
+            source = fetched or _fetch(handle)
         except ImportError as error:
             raise ValueError(f"{name or handle}: {error.name} is missing, `pip install -e '.[download]'`; "
                              f"or by hand: {by_hand}") from error
@@ -153,6 +163,24 @@ def _fetch(handle: str | None) -> Any:
     from medmnist import PneumoniaMNIST
     return [PneumoniaMNIST(split, download=True, size=128, root=str(cache_folder("medmnist")))
             for split in SPLITS]
+
+
+def _unpack(file: Path) -> list[SimpleNamespace]:
+    """Read the three splits from a file of MedMNIST; nothing in it is run."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            splits = [SimpleNamespace(split=split, imgs=arrays[f"{split}_images"],
+                                      labels=arrays[f"{split}_labels"]) for split in SPLITS]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: expected pneumoniamnist_128.npz, images and labels of train, val and "
+                         f"test ({_flat(str(error))[:80]})") from error
+    for part in splits:
+        if part.imgs.dtype != np.uint8 or part.imgs.ndim != 3 or part.labels.shape != (len(part.imgs), 1) \
+                or not np.isin(part.labels, (0, 1)).all():
+            raise ValueError(f"{file}: {part.split}: expected grey images (N, H, W) of 8 bits and labels "
+                             f"(N, 1) of 0 and 1, got {part.imgs.dtype} {part.imgs.shape} and "
+                             f"{part.labels.shape}")
+    return splits
 
 
 def _write(splits: list[Any], target: Path) -> None:

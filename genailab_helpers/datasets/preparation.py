@@ -31,6 +31,7 @@ from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
+from genailab_helpers.datasets.privacy import kept_mark
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
 RATIOS = (0.7, 0.15, 0.15)
@@ -596,7 +597,8 @@ def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None
     image = Image.fromarray(unit[top:top + side, left:left + side])
     if fit != "squash":  # an odd bar is wider at the bottom and at the right
         image = ImageOps.pad(image, (img_size, img_size), Image.Resampling.BILINEAR, centering=(.4999, .4999))
-    Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8)).save(target, "PNG")
+    Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8)).save(
+        target, "PNG", pnginfo=kept_mark(Path(source)))
 
 
 def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:

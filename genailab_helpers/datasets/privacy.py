@@ -1,15 +1,18 @@
-"""Who somebody is: fields, file names and table columns that tell."""
+"""Who somebody is: fields, file names, table columns that tell; and the mark of images that show nobody."""
 
 import re
 import warnings
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 from PIL import ExifTags
+from PIL.PngImagePlugin import PngInfo
 
 from genailab_helpers.radiographs import open_image, read_dicom
 
+SYNTHETIC = "Synthetic"  # key of the text in a PNG file
 # DICOM PS3.15, table E.1-1: those that name people and places
 _PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
                             "Institution(Name|Address)|.*Physician|ResponsiblePerson")
@@ -81,27 +84,51 @@ def shows_lateral(path: Path) -> bool:
         _dicom_header(path).get("ViewPosition", "").upper() in ("LL", "RL", "LLO", "RLO", "LATERAL"))
 
 
-def find_traces(path: Path) -> tuple[list[str], list[str], bool]:
+def mark_synthetic(origin: str) -> PngInfo:
+    """Return the text with which a PNG file says that no person was in front of a detector.
+
+    Parameters
+    ----------
+    origin : str
+        What made the image, such as "diffusion model, seed 0".
+    """
+    mark = PngInfo()
+    mark.add_text(SYNTHETIC, f"not for diagnosis; {origin}; genailab {version('genailab-helpers')}")
+    return mark
+
+
+def kept_mark(path: Path) -> PngInfo | None:
+    """Return the mark of a synthetic image, so that a copy of it keeps it; None for any other."""
+    text = _metadata(path).get(SYNTHETIC)
+    if text is None:
+        return None
+    mark = PngInfo()
+    mark.add_text(SYNTHETIC, text)
+    return mark
+
+
+def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
     """Say what the header of an image says about people: names of fields, never their content.
 
     Reads DICOM elements, EXIF tags, text chunks and comments; of a damaged file, none. Returns the fields
-    that name or identify somebody, those of free text in which nothing telling was recognised, and whether
-    there is a patient number, which may be a pseudonym.
+    that name or identify somebody, those of free text in which nothing telling was recognised, whether there
+    is a patient number, which may be a pseudonym, and whether the image is marked as synthetic.
     """
     header, personal, texts = _dicom_header(path), [], []
+    tags = {} if header else _metadata(path)
     removed = header.get("PatientIdentityRemoved") == "YES"
     for name, value in {} if removed else header.items():
         telling = re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate"
         if _PERSON_FIELDS.match(name) and telling and not _ANONYMOUS.search(value):
             personal.append(f"DICOM {name}")
-    for name, text in {} if header else _metadata(path).items():
+    for name, text in tags.items():
         free = name.lower() in _TEXTS
         if text and (name in _PERSON_TAGS or _TELLING.search(name) or (
                 free and (names_somebody(text) or _TELLING.search(text)))):
             personal.append(name)
         elif free and text:
             texts.append(name)
-    return personal, texts, "PatientID" in header and not removed
+    return personal, texts, "PatientID" in header and not removed, SYNTHETIC in tags
 
 
 def person_columns(table: Path) -> list[str]:

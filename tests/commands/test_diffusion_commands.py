@@ -141,7 +141,7 @@ def test_two_processes_train_one_model(images: Path, tmp_path: Path,
         said[folder] = [line for line in done.stdout.splitlines() if "images of" in line]
     assert len(said["one"]) == 1
     assert said["two"] == said["one"]  # said once, not by each process
-    # the launcher starts one only, and says nothing, where it is not told right
+    # the launcher starts one only, and says nothing, where it is not classified correctly
     assert [recipe_of(tmp_path / folder)["processes"] for folder in ("one", "two")] == [1, 2]
     one, two = (recipe_of(tmp_path / folder)["mean_of_last_100_losses"] for folder in ("one", "two"))
     assert two == pytest.approx(one, rel=0.05)  # other noise on each process: .972 and .956
@@ -157,6 +157,12 @@ def test_samples_come_in_class_folders_as_frequent_as_in_training(trained: Path,
     assert sampled["COVID"][0].name == "generated_0007.png"
     pixels = [np.asarray(Image.open(path)) for path in sampled["Normal"] + sampled["COVID"]]
     assert all(image.shape == (16, 16) and image.dtype == np.uint8 for image in pixels)
+    _, said, _ = genailab("data", "verify", tmp_path / "sampled/films")
+    assert "8 files of 8 marked as synthetic" in said
+    genailab.run("data", "preprocess", "--input", tmp_path / "sampled/films", "--output", tmp_path / "small")
+    copies = [Image.open(path).text for path in (tmp_path / "small").rglob("*.png")]
+    assert [text["Synthetic"].split("; ")[:2] for text in copies] == [
+        ["not for diagnosis", "diffusion model, seed 5"]] * 8
     sheet = np.asarray(Image.open(tmp_path / "sampled" / SHEET))
     assert sheet.shape == (2 * 16, 4 * 16)
     for i, image in enumerate(pixels):

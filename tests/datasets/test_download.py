@@ -194,6 +194,36 @@ def test_pneumoniamnist_becomes_folders_of_images(monkeypatch, tmp_path):
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("L", (128, 128), 2)
 
 
+def arrays(**changed):
+    splits = {split: pneumoniamnist(split, True, 16, ".") for split in ("train", "val", "test")}
+    return {f"{name}_{what}": getattr(part, of) for name, part in splits.items()
+            for what, of in (("images", "imgs"), ("labels", "labels"))} | changed
+
+
+def test_a_file_that_was_fetched_elsewhere_needs_no_library(monkeypatch, tmp_path, genailab):
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    np.savez(tmp_path / "medmnist.npz", **arrays())
+    said = genailab.run("data", "download", "pneumoniamnist", "--from", tmp_path / "medmnist.npz",
+                        "--output", tmp_path / "out")
+    assert said_counts(said)[2:] == ["Normal 1 1 1", "Pneumonia 2 2 2"]
+    with Image.open(tmp_path / "out" / "val" / "Pneumonia" / "val_0002.png") as image:
+        assert (image.size, image.getpixel((0, 0))) == ((16, 16), 2)
+
+
+@pytest.mark.parametrize("changed", [
+    {"val_labels": np.array([[0], [1], [2]])}, {"test_images": np.zeros((3, 16, 16, 3), np.uint8)},
+    {"train_images": np.zeros((2, 16, 16), np.uint8)}, {"train_labels": np.array([{}, {}, {}])}, None])
+def test_another_file_is_refused_and_named(tmp_path, changed):
+    file = tmp_path / "other.npz"
+    if changed is None:
+        file.write_bytes(b"PK no archive")
+    else:
+        np.savez(file, **arrays(**changed))
+    with pytest.raises(ValueError, match=r"other\.npz: "):
+        download("pneumoniamnist", tmp_path / "out", file=file)
+    assert not (tmp_path / "out").exists()
+
+
 # The page
 
 

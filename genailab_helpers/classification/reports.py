@@ -64,19 +64,19 @@ class Judgement:
 
     def __str__(self) -> str:
         width = max(map(len, self.scores))
-        lines = [f"{self.part}: {self.n_images} films; value [95 % interval over patients], n patients",
+        lines = [f"{self.part}: {self.n_images} images; value [95 % interval over patients], n patients",
                  *(f"{name:{width}}  {score}" for name, score in self.scores.items()),
                  f"by chance: {self.chance}"]
         if any(score.low == score.high for score in self.scores.values()):
-            lines.append("An interval without width means too few films for one, not certainty.")
+            lines.append("An interval without width means too few images for one, not certainty.")
         for what, rows in self.baselines.items():
             lines.append(f"\n{what}; difference: the model's score minus this one's"
                          + " (for mae, below 0 is better)" * ("mae" in rows))
             lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
-        lines += [f"\nshare of each class told right (by the most probable class):\n{self.by_class}",
-                  f"\nshare of dark, middle and bright films told right:\n{self.by_exposure}"]
+        lines += [f"\nfraction of each class classified correctly (most probable class):\n{self.by_class}",
+                  f"\nfraction of dark, middle and bright images classified correctly:\n{self.by_exposure}"]
         if self.part == "val":
-            lines.append("Epoch, temperature and any thresholds were chosen on these films, which flatters "
+            lines.append("Epoch, temperature and any thresholds were chosen on these images, which flatters "
                          "the model; a folder test/ does not.")
         return "\n".join(lines)
 
@@ -134,7 +134,7 @@ def _guesses(train: Any, grey: np.ndarray, classes: Sequence[str]) -> dict[str, 
     simple = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     simple.fit(_grey_levels(train), labels)
     return {f"always {classes[common]}, the most common of train": np.eye(len(classes))[[common] * len(grey)],
-            "mean and spread of the grey values alone (logistic regression)": simple.predict_proba(grey)}
+            "mean and deviation of the grey values alone (logistic regression)": simple.predict_proba(grey)}
 
 
 def _beside(guess: np.ndarray, labels: np.ndarray, decoded: np.ndarray, probabilities: np.ndarray,
@@ -189,36 +189,36 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     model, names = result.model, _plain(", ".join(result.model.classes))
     fenced = [text.replace("```", "~~~") for text in (str(judged), audit)]
     tables = {name: part_images(part) for name, part in parts.items()}
-    films = [[name, len(images), images["patient"].nunique(),
+    counts = [[name, len(images), images["patient"].nunique(),
               *np.bincount(images["label"], minlength=len(model.classes)), _hash(images["path"])]
              for name, images in tables.items()]
     shifted = ", probabilities shifted to the proportions of train" * any(model.logit_shift)
     training = {**recipe, "classes": "each drawn equally often" + shifted, "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
                 "seconds": round(result.seconds), "torch": torch.__version__}
-    limits = ["Films of another hospital, age, view or device were not tried.",
+    limits = ["Images of another hospital, age, view or device were not tried.",
               "Intervals are over patients; what another seed of the training would change is not in them."]
     if untold := sum((images["known"] == "own").sum() for images in tables.values()):
-        limits.append(f"Nothing tells the patient of {untold} films, which count as one patient each: "
-                      "several films of one person may be on both sides.")
+        limits.append(f"Nothing tells the patient of {untold} images, which count as one patient each: "
+                      "several images of one person may be on both sides.")
     scores = [judged] if isinstance(judged, str) else [
         f"**{judged.first}.** {verdict}", f"```text\n{fenced[0]}\n```",
         f"Calibration: temperature {model.temperature:.3f}, fitted on val. Calibration error (ECE) on "
         f"{judged.part} before: {judged.ece_before}; after: {judged.scores['ece']}."]
     if thresholds:
-        limits.append("PPV and NPV hold for the class shares of these films alone.")
+        limits.append("PPV and NPV hold for the class frequencies of these images alone.")
         scores.append("Thresholds, chosen on val and frozen: "
                       + ", ".join(f"{_plain(name)} {value:.3f}" for name, value in thresholds.items()) + ".")
     return "\n\n".join([
         f"# Model card: {names}",
         f"{datetime.now(UTC).date().isoformat()}. **Not for diagnosis.**",
         "## What it is for",
-        f"A `{model.backbone}` network that tells {names} apart, from one grey film of "
+        f"A `{model.backbone}` network that tells {names} apart, from one grey image of "
         f"{model.img_size}x{model.img_size} pixels. It is for learning how such models are made and judged, "
         "not for diagnosis, triage or any decision about a person. Use it with "
         f"`genailab {'grade' if model.classes == list(GRADES) else 'classify'}`.",
         "## Data", f"`{_plain(recipe['data'])}`. {split} No known patient is in two parts.",
-        _table(["part", "films", "patients", *model.classes, "SHA-256"], films),
+        _table(["part", "images", "patients", *model.classes, "SHA-256"], counts),
         "A hash is that of the sorted SHA-256 sums of the files of a part, one a line.",
         "## Training", _table(["argument", "value"], training.items()),
         "## Scores", *scores,

@@ -121,7 +121,7 @@ def _examine(images: "pd.DataFrame") -> tuple[str, str, str]:
             reason = str(error).removeprefix(f"{images.attrs['root']}: ")
             return (f"Shortcuts and label signal: not looked for ({reason}).",
                     "Whether shortcuts give the classes away is not known.",
-                    f"No score is shown: whether the labels can be learned cannot be told ({reason}).")
+                    f"No score is shown: whether the labels can be learned is unknown ({reason}).")
     verdict, withheld = report.verdict, ""
     if report.flagged:
         reached = max(row.balanced for row in report.rows if row.flagged)

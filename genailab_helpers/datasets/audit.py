@@ -60,7 +60,7 @@ CHECKS = {
     "extra class": Check("warning", "rename it to one of the expected classes, or move it out"),
     "outside classes": Check("error", "move them into a class folder, or out of the data set"),
     "unreadable": Check("error", "get these files again, or move them out"),
-    "not an image": Check("error", "move them out: whatever their names say, they hold no picture"),
+    "not an image": Check("error", "move them out: whatever their names say, they hold no image"),
     "other files": Check("warning", "move them out of the class folders"),
     "system files": Check("note", "they are left out; they can be deleted"),
     "absent files": Check("error", "get the images, or take their rows out of the table"),
@@ -75,13 +75,13 @@ CHECKS = {
     "inverted": Check("warning", "look at them: if air is white, invert them"),
     "mixed views": Check("warning", "look at them: keep one view (frontal or lateral) in one data set"),
     "conflicting labels": Check("error",
-                                "find out which label is right; leave the picture out until you know"),
+                                "find out which label is right; leave the image out until you know"),
     "conflicting labels by sight": Check(
-        "warning", "look at the pairs; if they are one picture, find out which label is right"),
+        "warning", "look at the pairs; if they are one image, find out which label is right"),
     "duplicate across splits": Check("error", _SPLIT),
     "near duplicate across splits": Check("error", f"look at the pairs, then {_SPLIT}"),
     "exact duplicate": Check("warning", "keep one copy of each"),
-    "near duplicate": Check("warning", "look at the pairs; if they are one picture, keep the better one"),
+    "near duplicate": Check("warning", "look at the pairs; if they are one image, keep the better one"),
     "same name in two splits": Check("error", "keep one of them, or split again"),
     "patient in two splits": Check("error", "split again by patient: `genailab data split`"),
     "patients": Check("note", "check that one patient has one name"),
@@ -92,6 +92,7 @@ CHECKS = {
     "personal data": Check("error", "remove the field, column or name before anybody else gets the files"),
     "free text": Check("warning", "read it, and remove it if it tells who somebody is"),
     "patient numbers": Check("warning", "make sure that they are pseudonyms and no hospital numbers"),
+    "synthetic": Check("warning", "keep them apart from images of patients, and call no result on them real"),
     "not checked": Check("note", "keep in mind what nobody looked at"),
 }
 # the check, the images (None: none to name; an empty list: nothing was found), a sentence, "note" if no more
@@ -259,7 +260,7 @@ def _files(data: Evidence) -> Found:
     listed = ", ".join(f"{kind} ({number})" for kind, number in kinds)
     yield _of("unreadable", broken, f"cannot be read: {listed}.", "file")
     yield _of("not an image", [name for name in data.reasons if name not in broken],
-              "named like a picture, with none inside.", "file")
+              "named like an image, with none inside.", "file")
     others = [Path(name) for name in other_files(data.images)]
     hidden = [path for path in others if re.match(r"\.|(thumbs\.db|desktop\.ini)$", path.name.lower())]
     strange = [path for path in others if path not in hidden and len(path.parts) > 1
@@ -409,7 +410,7 @@ def _copies(data: Evidence) -> Found:
         chosen = [group for group in groups
                   if of_class in (None, len(set(group["class"]) - {""}) > 1)
                   and of_split in (None, group["split"].nunique() > 1)]
-        number = _count(len(chosen), "pair" if groups is near else "picture")
+        number = _count(len(chosen), "pair" if groups is near else "image")
         how = "the same by sight" if groups is near else "pixel by pixel the same"
         yield (check, list(dict.fromkeys(name for group in chosen for name in group.index)),
                f"{number} {where}, {how}.")
@@ -419,7 +420,7 @@ def _copies(data: Evidence) -> Found:
             small = _standardised(_resized(batch[rows], 32))
             if float((small @ small.T).fill_diagonal_(-1).max()) > 0.99:
                 found += kept.index[rows].tolist()
-    number = _count(len({Path(name).stem for name in found}), "picture")
+    number = _count(len({Path(name).stem for name in found}))
     yield "same name in two splits", found, f"{number} under one name in several splits."
 
 
@@ -449,7 +450,7 @@ def _patients(data: Evidence) -> Found:
            f"{_count(len(torn), 'patient')} of {n_patients:,} with images in several splits.")
     how = " and ".join(f"by the {known}" for known in sorted(set(told["known"]), reverse=True))
     rest = f"; {_count(alone)} count as a patient each" if alone else ""
-    yield ("patients", None, f"{_count(n_patients, 'patient')} told {how}{rest}." if n_patients else
+    yield ("patients", None, f"{_count(n_patients, 'patient')} known {how}{rest}." if n_patients else
            "Nothing tells the patients, so each image counts as one.")
 
 
@@ -466,7 +467,7 @@ def _labels(data: Evidence) -> Found:
         yield "not checked", None, f"Shortcuts and label signal ({error})."
     else:
         yield ("shortcut", None if flagged else [],
-               f"The class can be told without looking at the anatomy, from: {', '.join(flagged)}.")
+               f"The class can be predicted without looking at the anatomy, from: {', '.join(flagged)}.")
         if not signal.signal:
             said = " ".join(str(signal).split())
             yield "no label signal", None, said, "warning" if signal.absent else "note"
@@ -507,13 +508,15 @@ def _people(data: Evidence) -> Found:
     personal: dict[str, list[str]] = defaultdict(list)
     texts: dict[str, list[str]] = defaultdict(list)
     numbered: list[str] = []
+    synthetic: list[str] = []
     for name, path in data.images["path"].items():
-        of_persons, free, has_number = find_traces(Path(path))
+        of_persons, free, has_number, is_synthetic = find_traces(Path(path))
         for field in of_persons:
             personal[field].append(name)
         for field in free:
             texts[field].append(name)
         numbered += [name] * has_number
+        synthetic += [name] * is_synthetic
     told = ", ".join(f"{field} ({len(names)})" for field, names in sorted(personal.items()))
     yield _of("personal data", dict.fromkeys(name for _, names in sorted(personal.items()) for name in names),
               f"with fields on persons: {told}.", "file")
@@ -526,4 +529,5 @@ def _people(data: Evidence) -> Found:
     for field, names in sorted(texts.items()):
         yield _of("free text", names, f"with text in the field {field}.", "file")
     yield _of("patient numbers", numbered, "with the field DICOM PatientID.", "file")
+    yield _of("synthetic", synthetic, f"of {len(data.images)} marked as synthetic: they show nobody.", "file")
     yield "not checked", None, "Names burnt into the pixels are not read: look at the images."

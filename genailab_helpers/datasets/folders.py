@@ -301,7 +301,7 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
             warnings.simplefilter("ignore", UserWarning)  # of a class with fewer patients than folds
             patients, labels = np.array(whole.patients)[train], np.array(whole.targets)[train]
             split[train[grouped_folds(patients, 5, seed, labels)[0][1]]] = name
-    how = [f"{name} is a fifth of the patients of train, drawn with seed {seed}." for name in drawn]
+    how = [f"{name} is a fifth of the patients of train, chosen with seed {seed}." for name in drawn]
     parts = {name: Subset(whole, np.flatnonzero(split == name).tolist()) for name in SPLITS if name in split}
     return parts, " ".join(how) or f"The folders {', '.join(parts)} are as they were found."
 

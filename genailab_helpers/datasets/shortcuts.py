@@ -229,7 +229,7 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0,
     parts = [("file properties", True, torch.from_numpy(_property_features(data.images))),
              ("2-pixel frame", True, small[:, 0, ~_centre(SIDE - 2 * _FRAME)]),
              ("four corners", True, small[:, 0, edge[:, None] & edge]),
-             ("mean and spread", False, moments),
+             ("mean and deviation", False, moments),
              ("centre 75 % blacked", False, small.masked_fill(_centre(round(0.75 * SIDE)), -1)),
              ("centre 62 % blacked", False, small.masked_fill(_centre(round(0.62 * SIDE)), -1)),
              ("whole image", False, small)]

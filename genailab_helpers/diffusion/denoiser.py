@@ -45,11 +45,6 @@ def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: flo
     return torch.cumprod(1 - torch.linspace(beta_start, beta_end, n_times, dtype=torch.float64), 0).float()
 
 
-def signal_and_noise(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of image and noise, sqrt(alpha_bar) and sqrt(1 - alpha_bar), of a schedule."""
-    return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-
-
 def schedule_to_sigma(alphas_cumprod: Tensor) -> Tensor:
     """Return sigma = noise level / signal, the noise beside an image of full strength, of a schedule."""
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
@@ -89,8 +84,8 @@ def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float =
     return torch.cat((levels, torch.zeros(1))).float()
 
 
-def add_noise(images: Tensor, noise: Tensor, sigma: Tensor, signal: Tensor | float = 1.0) -> Tensor:
-    """Return signal * images + sigma * noise, one `sigma` (and `signal`) an image.
+def add_noise(images: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Return images + sigma * noise, one `sigma` an image.
 
     Parameters
     ----------
@@ -98,16 +93,13 @@ def add_noise(images: Tensor, noise: Tensor, sigma: Tensor, signal: Tensor | flo
         (N, C, H, W)
     sigma : Tensor
         (N,) standard deviation of the noise; images are in [-1, 1].
-    signal : Tensor or float, default 1
-        (N,) factor of the image: 1 in the EDM form, sqrt(alpha_bar) in the DDPM form.
 
     Returns
     -------
     Tensor
         (N, C, H, W)
     """
-    signal = torch.as_tensor(signal, device=images.device).reshape(-1, 1, 1, 1)
-    return signal * images + sigma.reshape(-1, 1, 1, 1) * noise
+    return images + sigma.reshape(-1, 1, 1, 1) * noise
 
 
 def _cosine_transform(size: int) -> Tensor:

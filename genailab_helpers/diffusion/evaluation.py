@@ -1,8 +1,8 @@
 """Is a generator any good? Distances, coverage, copying, beside rows that show what a number is worth.
 
-A distance alone says little: a generator that hands out its training films has the best one there is.
-`evaluate` therefore puts three rows of its own under every generator: reference films against reference films
-(the best that is possible), films of the training set (the perfect copier), and one film repeated (the
+A distance alone says little: a generator that hands out its training images has the best one there is.
+`evaluate` therefore puts three rows of its own under every generator: reference against reference
+(the best that is possible), images of the training set (the perfect copier), and one image repeated (the
 collapse).
 """
 
@@ -18,18 +18,18 @@ from genailab_helpers.features import lite0_features
 from genailab_helpers.radiographs import check_images
 from genailab_helpers.statistics import Interval
 
-COPY_BOUND = 0.5  # on two real sets disguised copies lie at 0.06 to 0.40, the plain mean of all films at 0.79
+COPY_BOUND = 0.5  # on two real sets disguised copies lie at 0.06 to 0.40, the mean image at 0.79
 COPIED_BOUND = 0.05  # share of copies that is too many
 COLLAPSE_BOUND = 0.05  # recall, and precision, that is as good as none
 N_AXES = 64
-Films = TypeVar("Films", np.ndarray, torch.Tensor)
+Images = TypeVar("Images", np.ndarray, torch.Tensor)
 _METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage", "nn_ratio", "copied")
 _BLOCK = 512  # rows of a distance matrix that are in memory at once
 _WINDOW = 60  # of 64 pixels: leaves room for shifts by 1/32 of the side to each of the four directions
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> float:
-    """Frechet distance of two sets of features in the first principal axes of the second.
+    """Fréchet distance of two sets of features in the first principal axes of the second.
 
     Parameters
     ----------
@@ -162,23 +162,23 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np
         yield rows, np.maximum((a[rows] ** 2).sum(1)[:, None] + norms - 2 * a[rows] @ b.T, 0)
 
 
-def nearest_film(images: torch.Tensor, films: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Find the film that each image could have been copied from.
+def nearest_image(images: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Find the image that each image could have been copied from.
 
     Parameters
     ----------
     images : torch.Tensor
         (N, 1, H, W) float32 in [-1, 1].
-    films : torch.Tensor
+    others : torch.Tensor
         (M, 1, H, W) float32 in [-1, 1], of any size.
 
     Returns
     -------
     distance : numpy.ndarray
-        (N,) float64 in [0, sqrt 2]: sqrt(2 - 2 r), r the largest correlation with any film, mirrored or not,
+        (N,) float64 in [0, sqrt 2]: sqrt(2 - 2 r), r the largest correlation with any image, mirrored or not,
         shifted by up to 1/32 of the side in steps of 1/64.
     index : numpy.ndarray
-        (N,) that film's number.
+        (N,) that image's number.
 
     Raises
     ------
@@ -188,16 +188,16 @@ def nearest_film(images: torch.Tensor, films: torch.Tensor) -> tuple[np.ndarray,
     Notes
     -----
     Pixels at low resolution, not Lite0 features: noise of 0.02 that nobody sees moves a copy 1.08 times as
-    far in Lite0 space as another patient lies (measured on 500 films at 64 px), and 0.03 times as far here.
+    far in Lite0 space as another patient lies (measured on 500 images at 64 px), and 0.03 times as far here.
     The correlation forgives brightness and contrast, the search mirroring and shifts: a copy stays a copy.
     """
     check_images(images)
-    check_images(films)
+    check_images(others)
     centre = (64 - _WINDOW) // 2
     queries = _window(_side_64(images), centre, centre)
     best, index = np.full(len(images), -1.0), np.zeros(len(images), dtype=int)
-    for start in range(0, len(films), _BLOCK):
-        block = _side_64(films[start:start + _BLOCK])
+    for start in range(0, len(others), _BLOCK):
+        block = _side_64(others[start:start + _BLOCK])
         for mirrored in (block, block.flip(-1)):
             for dy in range(2 * centre + 1):
                 for dx in range(2 * centre + 1):
@@ -218,9 +218,9 @@ def _window(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
 
 
 def _usual_distances(held_out: torch.Tensor, train: torch.Tensor) -> np.ndarray:
-    distances = nearest_film(held_out, train)[0]
+    distances = nearest_image(held_out, train)[0]
     if np.median(distances) < 0.01:
-        raise ValueError("held_out: half of these films or more are training films; hold out other patients")
+        raise ValueError("held_out: half of these or more are training images; hold out other patients")
     return distances
 
 
@@ -260,7 +260,7 @@ def radial_spectrum(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One set of films, judged against the held-out films. Every field but the name is an `Interval`."""
+    """One set of images, judged against the held-out images. Every field but the name is an `Interval`."""
 
     name: str
     frechet: Interval
@@ -280,9 +280,9 @@ class EvaluationTable:
     Attributes
     ----------
     rows : tuple of EvaluationRow
-        The generator, the reference against itself, the copied training films, one film repeated.
+        The generator, the reference against itself, the copied training images, one image repeated.
     n : int
-        How many films stand on each side of every comparison.
+        How many images stand on each side of every comparison.
     """
 
     rows: tuple[EvaluationRow, ...]
@@ -293,15 +293,15 @@ class EvaluationTable:
         """One line on the generator: copies, collapsed, too unlike the reference to tell, or its distance."""
         generated, reference = self.rows[:2]
         if generated.nn_ratio.high < COPY_BOUND:
-            return f"copies its training films: nearest-neighbour ratio {generated.nn_ratio}"
+            return f"copies its training images: nearest-neighbour ratio {generated.nn_ratio}"
         if generated.copied.low > COPIED_BOUND:
-            return f"copies some of its training films: {generated.copied.value:.0%} of what it made"
+            return f"copies some of its training images: {generated.copied.value:.0%} of what it made"
         if generated.recall.value < COLLAPSE_BOUND:
             if generated.precision.value < COLLAPSE_BOUND:
                 return f"too unlike the reference to judge: precision and recall below {COLLAPSE_BOUND}"
-            return f"collapsed: recall {generated.recall.value:.3f}, nearly all kinds of films are missing"
+            return f"collapsed: recall {generated.recall.value:.3f}, nearly all kinds of images are missing"
         times = generated.frechet.value / reference.frechet.value
-        return f"neither copies nor collapsed; Frechet distance {times:.1f} times that of {reference.name}"
+        return f"neither copies nor collapsed; Fréchet distance {times:.1f} times that of {reference.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return verdict, n and rows as plain dictionaries and numbers, ready for JSON."""
@@ -321,7 +321,7 @@ class EvaluationTable:
         widths = [max(map(len, column)) for column in columns]
         table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
                  for line in zip(*columns, strict=True)]
-        return "\n".join([*table, f"n = {self.n} films on each side of every comparison", self.verdict])
+        return "\n".join([*table, f"n = {self.n} images on each side of every comparison", self.verdict])
 
 
 def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor, seed: int = 0,
@@ -331,65 +331,66 @@ def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tenso
     Parameters
     ----------
     generated : torch.Tensor
-        (G, 1, H, W) float32 in [-1, 1]; a few hundred films make a useful table.
+        (G, 1, H, W) float32 in [-1, 1]; a few hundred images make a useful table.
     train : torch.Tensor
-        (T, 1, H, W) the films that the generator has seen, all of them.
+        (T, 1, H, W) the images that the generator has seen, all of them.
     held_out : torch.Tensor
-        (R, 1, H, W) films of other patients, the reference of every row.
+        (R, 1, H, W) images of other patients, the reference of every row.
     seed : int, default 0
         Start of the random numbers.
     n_resamples : int, default 100
         Random halves for the intervals.
     reference_name : str, default "real"
-        What the reference films are: say "phantoms" where they are drawn.
+        What the reference images are: say "phantoms" where they are drawn.
 
     Returns
     -------
     EvaluationTable
-        Rows: the generator; one half of the held-out films against the other; training films handed out as if
-        generated; the most ordinary generated film, repeated with noise of 0.01. Columns: Frechet distance,
-        kernel distance, precision, recall, density, coverage (all in the frozen Lite0 space),
-        nearest-neighbour ratio, and `copied`, the share of films that are nearer to a training film than
-        `COPY_BOUND` times what is usual for a held-out film.
+        Rows: the generator; one half of the held-out images against the other; training images handed out
+        as if generated; the most ordinary generated image, repeated with noise of 0.01. Columns: Fréchet
+        distance, kernel distance, precision, recall, density, coverage (all in the frozen Lite0 space),
+        nearest-neighbour ratio, and `copied`, the share of images that are nearer to a training image than
+        `COPY_BOUND` times what is usual for a held-out image.
 
     Raises
     ------
     ValueError
-        If a set has fewer than 20 films or is no float32 batch in [-1, 1], or if half of the held-out films
-        are training films.
+        If a set has fewer than 20 images or is no float32 batch in [-1, 1], or if half of the held-out images
+        are training images.
 
     Notes
     -----
-    The Frechet distance falls with the number of films, so every figure compares n with n films, n being half
+    The Fréchet distance falls with the number of images, so every figure compares n with n, n being half
     of the smallest set: only then can the reference be compared with itself. Values and intervals are those
     of `half_sample_intervals`. `frechet_distance` of all features is smaller, its n being larger.
     """
-    n_films = min(len(generated), len(train), len(held_out)) // 2 * 2
-    if n_films < 20:
-        raise ValueError(f"evaluate: expected at least 20 films in each set, got {len(generated)} generated, "
+    n_images = min(len(generated), len(train), len(held_out)) // 2 * 2
+    if n_images < 20:
+        raise ValueError(f"evaluate: expected at least 20 images a set, got {len(generated)} generated, "
                          f"{len(train)} train, {len(held_out)} held out; sample or read more")
     generator = np.random.default_rng(seed)
-    generated, copies, held_out = (_draw(films, n_films, generator) for films in (generated, train, held_out))
+    generated, copies, held_out = (_draw(some, n_images, generator)
+                                   for some in (generated, train, held_out))
 
-    def describe(films: torch.Tensor) -> np.ndarray:
-        """One row a film: its distance to the training films, then its features."""
-        return np.column_stack([nearest_film(films, train)[0], lite0_features(films)])
+    def describe(images: torch.Tensor) -> np.ndarray:
+        """One row a image: its distance to the training images, then its features."""
+        return np.column_stack([nearest_image(images, train)[0], lite0_features(images)])
 
     reference = np.column_stack([_usual_distances(held_out, train), lite0_features(held_out)])
     made = describe(generated)
     noise = torch.from_numpy(generator.normal(0, 0.01, tuple(generated.shape)).astype(np.float32))
     repeated = (generated[_medoid(made[:, 1:])].cpu() + noise).clamp(-1, 1)
-    names = ["generated", f"{reference_name} against {reference_name}", "copies of the training films",
-             "one film repeated"]
+    names = ["generated", f"{reference_name} against {reference_name}", "copies of the training images",
+             "one image repeated"]
     sets = np.stack([made, reference, describe(copies), describe(repeated)], axis=1)
     figures = half_sample_intervals(_compare_all, sets, reference, n_resamples, seed)
     rows = tuple(EvaluationRow(name, *figures[i * len(_METRICS):(i + 1) * len(_METRICS)])
                  for i, name in enumerate(names))
-    return EvaluationTable(rows, n_films // 2)
+    return EvaluationTable(rows, n_images // 2)
 
 
 def _compare_all(sets: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Compute `_METRICS` of each set (n, sets, 1 + D) against the same reference films (n, 1 + D)."""
+    """Compute `_METRICS` of each set (n, sets, 1 + D) against the same reference images (n, 1 + D)."""
     usual, features = np.median(reference[:, 0]), reference[:, 1:]
     axes = _principal_axes(features, N_AXES)
     figures: list[float] = []
@@ -401,23 +402,23 @@ def _compare_all(sets: np.ndarray, reference: np.ndarray) -> list[float]:
 
 
 def _medoid(features: np.ndarray) -> int:
-    """Find the row that lies nearest to the mean of all: the most ordinary film."""
+    """Find the row that lies nearest to the mean of all: the most ordinary image."""
     return int(((features - features.mean(0)) ** 2).sum(1).argmin())
 
 
-def _draw(films: Films, n_films: int, generator: np.random.Generator) -> Films:
-    return films[generator.permutation(len(films))[:n_films]]
+def _draw(images: Images, n_images: int, generator: np.random.Generator) -> Images:
+    return images[generator.permutation(len(images))[:n_images]]
 
 
-def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[float]], films: np.ndarray,
+def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[float]], images: np.ndarray,
                           reference: np.ndarray, n_resamples: int, seed: int) -> list[Interval]:
     """Compare random halves of two sets again and again: the mean, with a 95 % interval, of each figure.
 
     Parameters
     ----------
     compare : callable
-        Takes rows of `films` and rows of `reference` and returns a fixed number of figures.
-    films, reference : numpy.ndarray
+        Takes rows of `images` and rows of `reference` and returns a fixed number of figures.
+    images, reference : numpy.ndarray
         Equally many rows. Give the same array twice to compare the two halves of one set.
     n_resamples : int
         How many halvings.
@@ -427,8 +428,8 @@ def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[f
     Returns
     -------
     list of Interval
-        One a figure; `n` is the size of a half. The value is what two sets of n films show on average, the
-        bias of so few films included.
+        One a figure; `n` is the size of a half. The value is what two sets of n images show on average, the
+        bias of so few images included.
 
     Notes
     -----
@@ -436,16 +437,16 @@ def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[f
     without replacement repeat nothing, and the spread of a smooth figure over them is the standard error of
     the same figure on the whole set: the factor (n - d) / d of the delete-d jackknife is 1 at d = n / 2
     (Shao and Wu 1989). Where both halves come from one set, the interval tells instead where two sets of n
-    films lie.
+    images lie.
     """
-    if len(films) != len(reference):
-        raise ValueError(f"expected equally many rows, got {len(films)} and {len(reference)}")
+    if len(images) != len(reference):
+        raise ValueError(f"expected equally many rows, got {len(images)} and {len(reference)}")
     generator = np.random.default_rng(seed)
-    half = len(films) // 2
+    half = len(images) // 2
     values = []
     for _ in range(n_resamples):
-        order = generator.permutation(len(films))
-        values.append(compare(films[order[:half]], reference[order[half:2 * half]]))
+        order = generator.permutation(len(images))
+        values.append(compare(images[order[:half]], reference[order[half:2 * half]]))
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return [Interval(float(v), float(a), float(b), half)
             for v, a, b in zip(np.mean(values, axis=0), low, high, strict=True)]

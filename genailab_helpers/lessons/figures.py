@@ -118,23 +118,23 @@ def show(fig: Figure, alt: str, caption: str | None = None) -> None:
     display({"text/html": figure_html(fig, alt, caption), "text/plain": alt}, raw=True)
 
 
-def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: int | None = None, *,
-              masks: Mapping[str, Tensor] | None = None, film_size: float = 1.4) -> Figure:
-    """Draw films side by side, all on the same grey scale: -1 black, +1 white.
+def image_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: int | None = None, *,
+              masks: Mapping[str, Tensor] | None = None, inches: float = 1.6) -> Figure:
+    """Draw images side by side, all on the same grey scale: -1 black, +1 white.
 
     Parameters
     ----------
     images : Tensor
         (N, 1, H, W) in [-1, 1], N at least 1. Values beyond that range are drawn black or white.
     titles : sequence of str, optional
-        N titles, one above each film; long ones are wrapped.
+        N titles, one above each image; long ones are wrapped.
     n_columns : int, optional
-        Films in a row; by default rows of like length, at most 6 films long.
+        Images in a row; by default rows of like length, at most 6 images long.
     masks : mapping of str to Tensor, optional
         At most 9 structures to colour, name to (N, H, W) bool. The colour goes by the place in the mapping; a
-        structure that is in no film is left out of the legend.
-    film_size : float, default 1.4
-        Width of a film in inches.
+        structure that is in no image is left out of the legend.
+    inches : float, default 1.6
+        Width of an image.
 
     Returns
     -------
@@ -144,32 +144,32 @@ def film_grid(images: Tensor, titles: Sequence[str] | None = None, n_columns: in
     Raises
     ------
     ValueError
-        If `images` is no batch of films, or `titles` do not fit it.
+        If `images` is no batch of images, or `titles` do not fit it.
     """
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; expected (N, 1, H, W) with N at least 1")
-    n_films, _, height, width = images.shape
-    if titles is not None and len(titles) != n_films:
-        raise ValueError(f"{len(titles)} titles for {n_films} films; expected one each")
+    n_images, _, height, width = images.shape
+    if titles is not None and len(titles) != n_images:
+        raise ValueError(f"{len(titles)} titles for {n_images} images; expected one each")
     masks = masks or {}
     colours = [colour for colour in sns.color_palette("colorblind") if max(colour) > min(colour)]  # but grey
     coloured = {name: colour for name, colour in zip(masks, colours, strict=False) if masks[name].any()}
-    n_columns = min(n_columns or math.ceil(n_films / math.ceil(n_films / 6)), n_films)
-    n_rows = math.ceil(n_films / n_columns)
-    wrapped = [textwrap.fill(title, max(8, int(film_size * 11))) for title in titles or ()]
+    n_columns = min(n_columns or math.ceil(n_images / math.ceil(n_images / 6)), n_images)
+    n_rows = math.ceil(n_images / n_columns)
+    wrapped = [textwrap.fill(title, max(8, int(inches * 11))) for title in titles or ()]
 
-    # The room that words need, in inches, so that the films come out as wide as asked.
+    # The room that words need, in inches, so that the images come out as wide as asked.
     n_lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     title_height = (1.2 * FONT_SIZE * n_lines + 6) / 72 if wrapped else 0
-    legend_columns = max(1, int(n_columns * film_size / 1.5))
+    legend_columns = max(1, int(n_columns * inches / 1.5))
     legend_height = (1.75 * FONT_SIZE * math.ceil(len(coloured) / legend_columns) + 6) / 72 if coloured else 0
-    row_height = film_size * height / width + 0.08 + title_height
-    fig = Figure(figsize=(n_columns * (film_size + 0.08), n_rows * row_height + legend_height),
+    row_height = inches * height / width + 0.08 + title_height
+    fig = Figure(figsize=(n_columns * (inches + 0.08), n_rows * row_height + legend_height),
                  layout="compressed")
     axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for ax in axes[n_films:]:
+    for ax in axes[n_images:]:
         ax.remove()
-    for i, ax in enumerate(axes[:n_films]):
+    for i, ax in enumerate(axes[:n_images]):
         ax.imshow(images[i, 0].detach().cpu().numpy(), cmap="gray", vmin=-1, vmax=1)
         for name, colour in coloured.items():
             ax.imshow(_veil(masks[name][i], colour))
@@ -206,6 +206,6 @@ def shortcut_figure(report: ShortcutReport) -> Figure:
     axis.set_yticks(range(len(report.rows)), [row.name for row in report.rows])
     axis.set(ylim=(len(report.rows) - 0.5, -0.5), xlabel="accuracy with 95 % interval")
     axis.set_xlim(right=max(1.02, *(row.score.high + 0.16 * row.flagged for row in report.rows)))
-    axis.set_title(f"Which class? What a tiny model tells from parts of {report.n_images} images",
+    axis.set_title(f"What a tiny model predicts from parts of {report.n_images} images",
                    pad=18, loc="right")
     return fig

@@ -156,7 +156,7 @@ def test_the_card_tells_the_run(root):
     hashes = [hashlib.sha256(film.read_bytes()).hexdigest() for film in (root / "test").rglob("*.png")]
     listed = hashlib.sha256("".join(f"{h}\n" for h in sorted(hashes)).encode()).hexdigest()
     for told in (f"| test | 12 | 7 | 5 | 7 | {listed} |", "| train | 15 | 15 | 9 | 6 | ",
-                 "`greys`. Found so.", "Nothing tells the patient of 23 films",  # those of train and val
+                 "`greys`. Found so.", "Nothing tells the patient of 23 images",  # those of train and val
                  "**balanced accuracy on test 1.000 [1.000, 1.000], n = 7, seeds 3.** the verdict",
                  "temperature 2.000", "Dark 0.500, Light 0.500", "```text\nthe audit\n```",
                  "3, of which number 2 was best on val", "| classes | each drawn equally often |",

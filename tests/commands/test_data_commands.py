@@ -112,7 +112,7 @@ def test_bad_input_ends_in_one_line_and_status_two(
 
 def test_verify_prints_writes_and_ends_by_the_report(run: Run, raw: Path) -> None:
     Path("t.csv").write_text("file,patient\ncase000_0.png,a\nabsent.png,b\n")
-    for status, says, options in ((0, "20 patients told by the file name", ["--classes", "grade 0, grade 4"]),
+    for status, says, options in ((0, "20 patients known by the file", ["--classes", "grade 0, grade 4"]),
                                   (1, "by the pattern", ["--table", "t.csv", "--patient-pattern", r"_\d"])):
         found, out, _ = run("verify", "raw", "--json", "sub/report.json", *options)
         assert found == status
@@ -149,7 +149,8 @@ def test_a_tilde_is_the_home_folder_and_no_foreign_file_is_overwritten(
 def test_download_and_cards_hand_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "download", lambda *arguments: f"download {arguments}", raising=False)
     monkeypatch.setattr(download, "cards", lambda *arguments: f"cards {arguments}", raising=False)
-    assert run("download", "covid", "--output", "x")[1] == f"download {('covid', Path('x'), None)}\n"
-    assert run("download", "--kaggle", "a/b", "--output", "x")[1] == f"download {(None, Path('x'), 'a/b')}\n"
+    assert run("download", "covid", "--output", "x")[1] == f"download {('covid', Path('x'), None, None)}\n"
+    said = run("download", "--kaggle", "a/b", "--output", "x")[1]
+    assert said == f"download {(None, Path('x'), 'a/b', None)}\n"
     assert run("cards", "covid")[1] == "cards ('covid',)\n"
     assert run("cards")[1] == "cards (None,)\n"

@@ -182,7 +182,7 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab) -> No
 
 @pytest.mark.parametrize(("kind", "n_images", "says"), [
     ("classifier", {"train": 130, "val": 26}, "The labels carry no signal"),  # few show nothing
-    ("grader", {"train": 2, "val": 1}, "whether the labels can be learned cannot be told")])
+    ("grader", {"train": 2, "val": 1}, "whether the labels can be learned is unknown")])
 def test_no_score_is_shown(kind: str, n_images: dict[str, int], says: str, tmp_path: Path, genailab) -> None:
     data = write_images(tmp_path / "data", kind, n_images, learnable=False)
     for image in data.glob("*/*/*.png") if kind == "grader" else ():  # a person a grade, one with all in val

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from genailab_helpers.datasets import shortcuts
 from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, audit_images
 from genailab_helpers.datasets.index import index_images
-from genailab_helpers.datasets.privacy import identifies, names_somebody
+from genailab_helpers.datasets.privacy import identifies, mark_synthetic, names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
 from genailab_helpers.statistics import Interval
 
@@ -194,6 +194,7 @@ WIDE = changed(lambda image: image.resize((256, 128)))
     ("personal data", renamed("Maria_Schmidt_01.png", "Dr_Okonkwo-3.png", "Meyer, Hans.png",
                               "image^johnson.png", "Mueller_K_1961-03-04.png")),
     ("personal data", changed(lambda image: image, exif=ARTIST)),
+    ("synthetic", changed(lambda image: image, 2, pnginfo=mark_synthetic("diffusion model, seed 3"))),
     ("personal data", changed(lambda image: image, pnginfo=NOTE)), ("personal data", person_in_dicom)])
 def test_a_planted_fault_is_found(whole, quick, check, plant: Plant):
     expected = names(whole, *(path.parent.resolve() / path.name for path in plant(whole)))
@@ -256,7 +257,7 @@ def test_table(whole, quick):
     table.write_text("\n".join(["file,class,patient", *rows]))
     report = audit(whole)
     assert grave(report) == set()
-    assert f"{len(images)} patients told by the table" in str(report)
+    assert f"{len(images)} patients known by the table" in str(report)
     rows[0] = rows[0].replace("Normal,", "Pneumonia,")
     gone = images.pop()
     gone.unlink()
@@ -355,7 +356,7 @@ def test_real_sets(real_data, quick):
     assert broken <= set(found(odd, "unreadable"))
     assert "RG1_J2KI.dcm" in found(odd, "personal data")
     spines = audit(real_data / "spine_ap", real_data / "spine_ap_labels.csv")
-    assert "told by the table" in str(spines)
+    assert "known by the table" in str(spines)
     assert not found(spines, "absent files")
 
 

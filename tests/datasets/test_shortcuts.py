@@ -174,7 +174,7 @@ def test_severity_is_signal_and_random_grades_are_none_20_of_20(tmp_path: Path) 
 COVID_1125 = {  # accuracy on the whole public set for three classes, and for COVID against normal
     "whole image": (0.755, 0.966), "centre 62 % blacked": (0.727, 0.951),
     "centre 75 % blacked": (0.682, 0.923), "2-pixel frame": (0.670, 0.911), "four corners": (0.595, 0.873),
-    "mean and spread": (0.576, 0.744)}
+    "mean and deviation": (0.576, 0.744)}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from genailab_helpers.diffusion.evaluation import (
     frechet_distance,
     half_sample_intervals,
     kernel_distance,
-    nearest_film,
+    nearest_image,
     neighbourhoods,
     radial_spectrum,
 )
@@ -174,9 +174,9 @@ def test_halves_share_no_film_and_follow_the_seed():
 ], ids=["same", "mirrored", "disguised", "contrast", "size"])
 def test_the_film_that_was_copied_is_found(change):
     films = blobs(40, 0)
-    distance, index = nearest_film(change(films[5:15]), films)
+    distance, index = nearest_image(change(films[5:15]), films)
     assert index.tolist() == list(range(5, 15))
-    assert distance.max() < 0.5 * np.median(nearest_film(blobs(40, 1), films)[0])
+    assert distance.max() < 0.5 * np.median(nearest_image(blobs(40, 1), films)[0])
 
 
 @pytest.mark.parametrize("step", [(1, 0), (-1, 0), (0, 1), (0, -1), (1, -1)])
@@ -184,20 +184,20 @@ def test_a_copy_moved_by_a_pixel_is_still_a_copy(step):
     detail = torch.rand(4, 1, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
     films = F.interpolate(detail, 34, mode="bilinear")
     dy, dx = 1 + step[0], 1 + step[1]
-    distance, index = nearest_film(films[..., dy:dy + 32, dx:dx + 32], films[..., 1:33, 1:33])
+    distance, index = nearest_image(films[..., dy:dy + 32, dx:dx + 32], films[..., 1:33, 1:33])
     assert index.tolist() == [0, 1, 2, 3]
     assert distance.max() < 0.1  # not moved back, it would be above 0.5
 
 
 def test_blank_films_are_like_nothing():
-    distance, _ = nearest_film(torch.zeros(1, 1, 32, 32), blobs(3, 0))
+    distance, _ = nearest_image(torch.zeros(1, 1, 32, 32), blobs(3, 0))
     assert distance[0] == pytest.approx(np.sqrt(2))
 
 
 def looks_copied(made, train, held_out, seed):
     """Whether the ratio of median distances that `evaluate` shows lies below the bound, interval and all."""
     n = min(len(made), len(held_out))
-    near, usual = (nearest_film(films, train)[0][:n] for films in (made, held_out))
+    near, usual = (nearest_image(films, train)[0][:n] for films in (made, held_out))
     return half_sample_intervals(lambda a, b: (np.median(a) / np.median(b),), near, usual, 100,
                                  seed)[0].high < COPY_BOUND
 
@@ -240,7 +240,7 @@ def test_the_table_has_its_rows_whatever_is_judged(three_sets):
     generated, train, held_out = three_sets
     table = evaluate(generated, train, held_out, n_resamples=20, reference_name="phantoms")
     assert [row.name for row in table.rows] == ["generated", "phantoms against phantoms",
-                                                "copies of the training films", "one film repeated"]
+                                                "copies of the training images", "one image repeated"]
     made, reference, copies, repeated = table.rows
     assert table.n == reference.frechet.n == 15
     assert copies.nn_ratio.high < 0.1 < reference.nn_ratio.low
@@ -270,8 +270,8 @@ def test_the_table_repeats_itself_and_leaves_global_state_and_input_alone(three_
 
 
 @pytest.mark.parametrize(("make", "verdict"), [
-    (lambda generated, train: disguise(train, 0), "copies its training films"),
-    (lambda generated, train: torch.cat([train[:12], generated[:18]]), "copies some of its training films"),
+    (lambda generated, train: disguise(train, 0), "copies its training images"),
+    (lambda generated, train: torch.cat([train[:12], generated[:18]]), "copies some of its training images"),
     (lambda generated, train: (generated[:1] + 0.01 * disguise(generated, 0)).clamp(-1, 1), "collapsed"),
     (lambda generated, train: torch.rand(30, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1,
      "too unlike the reference"),
@@ -283,7 +283,7 @@ def test_the_verdict_names_what_is_wrong(three_sets, make, verdict):
 
 def test_too_few_films_are_refused(three_sets):
     generated, train, held_out = three_sets
-    with pytest.raises(ValueError, match="at least 20 films in each set, got 19 generated, 30 train"):
+    with pytest.raises(ValueError, match="at least 20 images a set, got 19 generated, 30 train"):
         evaluate(generated[:19], train, held_out)
 
 

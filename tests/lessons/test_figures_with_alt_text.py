@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from genailab_helpers.lessons import figures
-from genailab_helpers.lessons.figures import figure_html, figure_png, film_grid, show
+from genailab_helpers.lessons.figures import figure_html, figure_png, image_grid, show
 
 
 class Parts(HTMLParser):
@@ -108,7 +108,7 @@ def films(n, height=16, width=16):
 
 
 def test_every_film_has_the_same_grey_scale():
-    fig = film_grid(torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.5)]))
+    fig = image_grid(torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.5)]))
     assert [ax.images[0].get_clim() for ax in fig.axes] == [(-1, 1), (-1, 1)]
     picture = np.asarray(Image.open(io.BytesIO(figure_png(fig))))
     height, width = picture.shape
@@ -120,13 +120,13 @@ def test_every_film_has_the_same_grey_scale():
     (1, None, (1, 1)), (6, None, (1, 6)), (8, None, (2, 4)), (7, 3, (3, 3)), (2, 5, (1, 2)),
 ])
 def test_films_stand_in_even_rows(n_films, n_columns, expected):
-    fig = film_grid(films(n_films), n_columns=n_columns)
+    fig = image_grid(films(n_films), n_columns=n_columns)
     assert fig.axes[0].get_subplotspec().get_gridspec().get_geometry() == expected
     assert len(fig.axes) == n_films
 
 
 def test_titles_are_wrapped_and_do_not_touch():
-    fig = film_grid(films(3), titles=["consolidation of the right lower lobe"] * 3)
+    fig = image_grid(films(3), titles=["consolidation of the right lower lobe"] * 3)
     fig.draw_without_rendering()
     boxes = [ax.title.get_window_extent() for ax in fig.axes]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
@@ -139,7 +139,7 @@ def test_titles_are_wrapped_and_do_not_touch():
     {"masks": {name: torch.ones(3, 16, 16, dtype=torch.bool) for name in ("heart", "left lung", "spine")}},
 ])
 def test_films_are_as_wide_as_asked_whatever_the_words_take(words):
-    fig = film_grid(films(3), film_size=1.5, **words)
+    fig = image_grid(films(3), inches=1.5, **words)
     fig.draw_without_rendering()
     widths = [ax.get_position().width * fig.get_figwidth() for ax in fig.axes]
     assert widths == pytest.approx([1.5] * 3, rel=0.03)
@@ -150,7 +150,7 @@ def test_masks_are_coloured_where_they_are_and_named():
     heart[0, :, :8] = True
     lung[0, :8, 8:] = True
     masks = {"heart": heart, "nodule": nothing, "lung": lung}
-    fig = film_grid(torch.zeros(1, 1, 16, 16), masks=masks, film_size=4)
+    fig = image_grid(torch.zeros(1, 1, 16, 16), masks=masks, inches=4)
     [legend] = fig.legends
     assert [text.get_text() for text in legend.get_texts()] == ["heart", "lung"]
     fig.draw_without_rendering()
@@ -171,8 +171,8 @@ def test_masks_are_coloured_where_they_are_and_named():
 def test_a_structure_keeps_its_colour_when_another_is_absent():
     half = torch.zeros(1, 16, 16, dtype=torch.bool)
     half[:, :8] = True
-    both = film_grid(films(1), masks={"heart": half, "lung": half}).legends[0].get_patches()
-    one = film_grid(films(1), masks={"heart": ~half & half, "lung": half}).legends[0].get_patches()
+    both = image_grid(films(1), masks={"heart": half, "lung": half}).legends[0].get_patches()
+    one = image_grid(films(1), masks={"heart": ~half & half, "lung": half}).legends[0].get_patches()
     assert both[1].get_facecolor() == one[0].get_facecolor()
 
 
@@ -180,11 +180,11 @@ def test_a_structure_keeps_its_colour_when_another_is_absent():
     ({"images": torch.zeros(1, 16, 16)}, r"\(1, 16, 16\); expected \(N, 1, H, W\)"),
     ({"images": torch.zeros(2, 3, 16, 16)}, "expected"),
     ({"images": torch.zeros(0, 1, 16, 16)}, "at least 1"),
-    ({"images": films(2), "titles": ["one"]}, "1 titles for 2 films"),
+    ({"images": films(2), "titles": ["one"]}, "1 titles for 2 images"),
 ])
 def test_what_does_not_fit_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        film_grid(**arguments)
+        image_grid(**arguments)
 
 
 def test_a_users_matplotlibrc_turns_no_image_upside_down():
@@ -192,7 +192,7 @@ def test_a_users_matplotlibrc_turns_no_image_upside_down():
     image[..., :8, :] = 1  # white above
     with plt.rc_context({"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": False}):
         figures.set_house_style()
-        picture = Image.open(io.BytesIO(figure_png(film_grid(image, film_size=2)))).convert("L")
+        picture = Image.open(io.BytesIO(figure_png(image_grid(image, inches=2)))).convert("L")
     middle = picture.width // 2
     assert max(abs(side - 2.08 * figures.PIXELS_PER_INCH) for side in picture.size) < 2
     assert picture.getpixel((middle, picture.height // 4)) > 200

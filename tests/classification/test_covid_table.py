@@ -41,13 +41,14 @@ def test_the_recipe_is_that_of_the_script_and_every_arm_has_every_seed_once(benc
     assert sorted((row["arm"], row["seed"]) for row in table["rows"]) == wanted
 
 
-def test_the_labels_are_those_of_the_drawn_films(bench, table):
+def test_the_labels_are_those_of_the_rendered_images(bench, table):
     n, seed = bench.SHORTCUT_FILMS["test"]
     ill = (bench.sample_chests(n, seed, bench.PAIR).finding > 0).int().tolist()
     assert table["labels"]["shortcut"] == "".join(map(str, ill))
-    drawn = {"augment": bench.sample_chests(bench.N_AUGMENT_TEST, bench.AUGMENT_TEST_SEED, bench.CLASSES)}
+    ill = bench.sample_chests(bench.N_AUGMENT_TEST, bench.AUGMENT_TEST_SEED, bench.PAIR).finding > 0
+    assert table["labels"]["augment"] == "".join(map(str, ill.int().tolist()))
     n, seed = bench.SITE_FILMS["test"]
-    drawn |= {f"hospital {hospital}": bench.sample_hospital(n, hospital, seed) for hospital in "AB"}
+    drawn = {f"hospital {hospital}": bench.sample_hospital(n, hospital, seed) for hospital in "AB"}
     for name, chests in drawn.items():
         assert table["labels"][name] == "".join(map(str, bench.labels_of(chests.finding).tolist()))
 
@@ -81,8 +82,6 @@ def test_generators_saw_training_films_alone(bench):
     assert len(set.union(*hashes)) == sum(map(len, hashes))
 
 
-@pytest.mark.xfail(strict=True, reason="the models were trained again on the phantoms of 28 November 2026; "
-                   "the table holds older trainings until `bench_covid.py --record` has made it anew")
 def test_the_shipped_models_give_the_recorded_digits(bench, table):
     marker = load_classifier(bench.MARKER_MODEL)
     drawn, _ = bench.pair("test", "marker", 0, 1)
@@ -110,7 +109,7 @@ def test_the_check_fails_where_a_bar_is_missed_or_a_row_cannot_be_repeated(bench
     clean = rows[bench.SHORTCUTS[0].name, 0]["auroc_without"]
     assert check() == 0
     assert check(marker, auroc_swapped=0.61) == 1
-    assert check(marker, pointing_marker=0.79) == 1
+    assert check(marker, pointing_marker=0.69) == 1
     assert check(masked, auroc_without=clean - 0.031) == 1
     assert "MISSED  AUROC lost by masking" in capsys.readouterr().out
     other = bench.AUGMENTS[0].name
@@ -137,7 +136,7 @@ def test_claims_about_shortcuts_stay_on_their_side(table):
 
 def test_claims_about_maps_stay_on_their_side(table):
     local, deep = (f"shortcut, {backbone}, marker 1.0" for backbone in ("local_cnn", "small_cnn"))
-    assert mean_of(table, local, "pointing_marker") >= 0.8
+    assert mean_of(table, local, "pointing_marker") >= 0.5  # 0.8 on the phantoms of 0.1.0
     assert mean_of(table, local, "pointing_marker_shuffled") < mean_of(table, local, "pointing_marker") / 4
     assert mean_of(table, local, "pointing_marker_chance") < 0.05
     assert mean_of(table, deep, "pointing_marker") < 0.5  # though it follows the marker as much
@@ -153,11 +152,12 @@ def test_claims_about_another_hospital_stay_on_their_side(table):
 
     assert at("A", "A").low > 0.5  # better than chance at home, and away
     assert at("A", "B").low > 0.5
-    assert at("A", "B").value < at("A", "A").value
-    assert at("A and B", "B").high < at("A", "B").value  # the obvious remedy did not help here
+    assert at("A", "B").high < at("A", "A").low
+    assert at("A and B", "B").low > at("A", "B").value  # the obvious remedy helped there, and only there
+    assert at("A and B", "B").high < at("A", "A").value
 
 
-def test_claims_about_made_up_films_stay_on_their_side(table):
+def test_claims_about_synthetic_images_stay_on_their_side(table):
     truth = numbers(table["labels"]["augment"], 1)
 
     def better(first, second):
@@ -167,13 +167,15 @@ def test_claims_about_made_up_films_stay_on_their_side(table):
     assert better("original, classical augmentation", "original").low > 0
     assert better("original plus generated", "original, classical augmentation").high < 0
     assert better("generated only", "original").high < 0
-    assert better("generated then original", "original").low > 0
+    assert better("generated then original", "original").high < 0
     gap = better("original plus generated", "original")
     assert gap.low <= 0 <= gap.high  # no difference shown
     for judged in table["fidelity"]:
         rows = {row["name"]: row for row in judged["rows"][:3]}
         generated, phantoms, copies = rows.values()
-        assert list(rows) == ["generated", "phantoms against phantoms", "copies of the training films"]
+        assert list(rows) == ["generated", "phantoms against phantoms", "copies of the training images"]
         assert copies["frechet"][0] < generated["frechet"][0]  # copying beats the generator by this measure
         assert phantoms["frechet"][0] < generated["frechet"][0]
         assert copies["nn_ratio"][0] < 0.1
+        assert judged["read"]["original"] > 0.95  # the class can be read off originals
+        assert 0.6 < judged["read"]["generated"] < judged["read"]["original"]  # less well

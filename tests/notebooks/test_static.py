@@ -4,6 +4,7 @@ A rule is a function from a notebook to what is wrong with it. Each is applied t
 find its own fault, and no other, in a small notebook that is right but for that fault.
 """
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -22,6 +23,13 @@ DATA_URI = re.compile(r"data:image/[\w+]+;base64,[A-Za-z0-9+/=\s]+")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # a folder below the root, where a URL, a relative path, a closing tag or a division does not stand before it
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<>~)\]}-])/\w[\w.-]*/[\w.-]+|\b[A-Za-z]:\\+Users\b|\bfile://")
+
+# STYLE: the field's word in place of each; names of files and of the fields of recipes stay
+RIDDLES = re.compile(
+    r"(?<!all )\bfilms?\b(?!\.csv|/)|\bpictures?\b|\bmade-up\b|\buntold\b|\bdrown|\bby lot\b|silenced twin|"
+    r"(?-i:\bFrechet\b)|\bmean and spread\b|\btold (?:apart|right|well)\b|\bshares? of the ill\b|"
+    r"honest probabilit|\bdrawn (?:spine|chest|reader)|\bis called (?:ill|positive|COVID)\b|"
+    r"labels? (?:is|are) withheld", re.I)
 
 Rule = Callable[[NotebookNode], Iterator[str]]
 
@@ -169,6 +177,28 @@ def alternative_texts(notebook: NotebookNode) -> Iterator[str]:
             yield f"a picture in the text has no alternative text: {text[:80]}"
 
 
+def alternative_texts_differ(notebook: NotebookNode) -> Iterator[str]:
+    alts = [alt for _, output in outputs(notebook)
+            for alt in _Images(output.get("data", {}).get("text/html", "")).alts]
+    for alt in {alt for alt in alts if alts.count(alt) > 1}:
+        yield f"two figures have the alternative text {alt[:80]!r}"
+
+
+def sentences(source: str) -> Iterator[str]:
+    """Give the texts of more than one word that code holds: captions, messages, docstrings."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+            yield node.value
+
+
+def plain_words(notebook: NotebookNode) -> Iterator[str]:
+    texts = [re.sub(r"`[^`]*`|\]\([^)]*\)|https?:\S+", "", text) for text in markdown(notebook)]
+    texts += [text for cell in code_cells(notebook) for text in sentences(cell.source)]
+    texts += [output.text for _, output in outputs(notebook) if output.get("name") == "stdout"]
+    for word in RIDDLES.finditer("\n".join(texts)):
+        yield f"{word[0]!r}: {word.string[max(0, word.start() - 40):word.end() + 40]!r}; use the field's word"
+
+
 def exercises(notebook: NotebookNode) -> Iterator[str]:
     solved = sum("exercise-solution" in tags(cell) for cell in notebook.cells)
     if solved < MIN_EXERCISES:
@@ -183,7 +213,7 @@ def widgets(notebook: NotebookNode) -> Iterator[str]:
 RULES: list[Rule] = [
     execution_counts, no_warnings, no_errors, no_absolute_path, kernel, title, disclaimer,
     leaves_torchvision_to_the_package, parameters, short_cells, prose_before_code, every_cell_is_compared,
-    alternative_texts, exercises, widgets]
+    alternative_texts, alternative_texts_differ, plain_words, exercises, widgets]
 
 
 def broken_rules(notebook: NotebookNode) -> dict[str, list[str]]:
@@ -232,9 +262,9 @@ def right_notebook() -> NotebookNode:
     cells = [text("# 3. A title\n\nNot for diagnosis. See https://example.org/data/films."),
              code("import genailab_helpers\nimport os"),
              text("The parameters."), code("DATA = '../data/films'", tags=["parameters"]),
-             text("A picture.\n\n```bash\n# no title\n```"),
-             code("show(figure)", data(html="<img alt='a film' src='data:image/png;base64,/root/work/AA'>",
-                                       plain="a film")),
+             text("An image.\n\n```bash\n# no title\n```"),
+             code("show(figure)", data(html="<img alt='a chest' src='data:image/png;base64,/root/work/AA'>",
+                                       plain="a chest")),
              text("A widget; half is 1/2 and $f:\\mathbb{R}$."),
              code("explore(figure)", data(widget={}, plain="VBox()")),
              text("It fails."),
@@ -270,8 +300,8 @@ FAULTS: list[tuple[str, Callable[[NotebookNode], Any]]] = [
     ("execution_counts", with_code(LAST, execution_count=None)),
     ("no_warnings", with_code(LAST, outputs=[stream("careful", "stderr")])),
     ("no_errors", with_code(5, metadata={})),
-    ("no_absolute_path", with_code(LAST, outputs=[stream("read /home/me/film.png")])),
-    ("no_absolute_path", with_code(LAST, source="open('/work/films/a.png')")),
+    ("no_absolute_path", with_code(LAST, outputs=[stream("read /home/me/chest.png")])),
+    ("no_absolute_path", with_code(LAST, source="open('/work/images/a.png')")),
     ("kernel", lambda notebook: notebook.metadata.update(kernelspec={"name": "my-env"})),
     ("title", with_text(-2, "# 4. Another\n\nThe claim.")),
     ("disclaimer", with_text(0, "# 3. A title\n\nFor all.")),
@@ -283,7 +313,11 @@ FAULTS: list[tuple[str, Callable[[NotebookNode], Any]]] = [
     ("every_cell_is_compared", with_code(LAST, source="# NBVAL_IGNORE_OUTPUT")),
     ("alternative_texts", with_code(3, outputs=[data(html="<img alt='one'><img alt=' ' src='a.png'>")])),
     ("alternative_texts", with_code(3, outputs=[data(png="AAAA", plain="<Figure>")])),
-    ("alternative_texts", with_text(-2, "Look: ![](film.png)")),
+    ("alternative_texts", with_text(-2, "Look: ![](chest.png)")),
+    ("alternative_texts_differ", with_code(LAST, outputs=[data(html="<img alt='a chest'>")])),
+    ("plain_words", with_text(-2, "The films were told apart.")),
+    ("plain_words", with_code(LAST, source="print('one film repeated')")),
+    ("plain_words", with_code(LAST, outputs=[stream("drawn by lot")])),
     ("exercises", with_code(7, metadata={"tags": ["exercise-stub"]})),
     ("widgets", with_code(4, outputs=[data(plain="VBox()")])),
 ]
@@ -297,3 +331,14 @@ def test_fault_breaks_its_rule_alone(rule: str, fault: Callable[[NotebookNode], 
     allowed = {rule, "prose_before_code"} if rule == "exercises" else {rule}
     assert rule in broken_rules(notebook)
     assert broken_rules(notebook).keys() <= allowed
+
+
+def test_messages_of_the_package_use_plain_words() -> None:
+    for path in sorted((FOLDER.parent / "genailab_helpers").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
+        docstrings = {ast.get_docstring(node, clean=False)
+                      for node in ast.walk(tree) if isinstance(node, documented)}
+        texts = [text for text in sentences(path.read_text(encoding="utf-8")) if text not in docstrings]
+        found = [word[0] for text in texts for word in RIDDLES.finditer(text)]
+        assert found == [], path.name

@@ -27,7 +27,7 @@ ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow test-fuzz lab record bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz lab record editions bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ lab: $(MADE) ## open JupyterLab on the lessons
 record: $(MADE) ## execute the notebooks and write their outputs, the reference of the tests
 	rm -rf $(TEST_CACHE)
 	$(BIN)/python -m genailab_helpers.nbregression record notebooks/*.ipynb
+
+editions: $(MADE) ## a student's and a solutions edition of every lesson, in build/editions
+	$(BIN)/python docs/editions.py build/editions
 
 bench: $(MADE_BENCH) ## run every bench_*.py script under benchmarks/, one after the other
 	@missed=0; for script in benchmarks/bench_*.py; do \

@@ -92,16 +92,16 @@ def mark_synthetic(origin: str) -> PngInfo:
     origin : str
         What made the image, such as "diffusion model, seed 0".
     """
-    mark = PngInfo()
-    mark.add_text(SYNTHETIC, f"not for diagnosis; {origin}; genailab {version('genailab-helpers')}")
-    return mark
+    return _text_chunk(f"not for diagnosis; {origin}; genailab {version('genailab-helpers')}")
 
 
 def kept_mark(path: Path) -> PngInfo | None:
     """Return the mark of a synthetic image, so that a copy of it keeps it; None for any other."""
     text = _metadata(path).get(SYNTHETIC)
-    if text is None:
-        return None
+    return None if text is None else _text_chunk(text)
+
+
+def _text_chunk(text: str) -> PngInfo:
     mark = PngInfo()
     mark.add_text(SYNTHETIC, text)
     return mark

@@ -38,6 +38,7 @@ class Folds(HTMLParser):
             self.outside += text
 
 
+@pytest.mark.slow  # nbconvert takes seconds a page
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_hints_and_solutions_are_folded_and_formulas_drawn(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -36,9 +36,15 @@ def export_page(notebook: Any, title: str) -> str:
             source, formulas = draw_formulas(cell.source, len(drawn))
             drawn += formulas
             cell.source = _DETAILS.sub(fold, source)
+        shown = []
         for output in cell.get("outputs", ()):
             if _WIDGET in output.get("data", {}):
+                if output.output_type == "display_data":  # a progress bar, which is over
+                    continue
                 output.data = {"text/plain": "Controls: open the notebook in JupyterLab to move them."}
+            shown.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = shown
     exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
     html, _ = exporter.from_notebook_node(page, {"metadata": {"name": title}})
     return _PLACE.sub(lambda place: drawn[int(place[1])], _FETCHED.sub("", str(html)))

@@ -45,6 +45,10 @@ def test_hints_and_solutions_are_folded_and_formulas_drawn(path: Path) -> None:
     html = export_page(notebook, "title")
     assert not re.search(r"<script[^>]*src=", html)
     assert "HBox(children" not in html
+    controls = [output for cell in notebook.cells for output in cell.get("outputs", ())
+                if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+                and output.output_type == "execute_result"]
+    assert html.count("open the notebook in JupyterLab") == len(controls) > 0
     folds = Folds(html)
     prose = re.sub(r"(?s)<pre.*?</pre>|<code>.*?</code>", "", html[html.index("<main>"):])
     assert re.findall(r"\$[^$<>]{1,200}\$|formula-no-", prose) == []

@@ -27,7 +27,7 @@ ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow test-fuzz lab record editions bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz test-faults lab record editions bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 
 test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, five to twenty minutes; make test-fuzz FUZZ=100000 tries more
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
+
+test-faults: $(MADE_TEST) ## put small faults in, note who sees them: two hours; may be stopped, and goes on
+	$(BIN)/python benchmarks/seed_faults.py
 
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks

@@ -39,7 +39,7 @@ def make(clone: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 def test_help_names_every_target(clone: Path) -> None:
     said = make(clone).stdout
-    for target in ("run", "test", "test-slow", "test-fuzz", "lab", "record", "editions", "bench",
+    for target in ("run", "test", "test-slow", "test-fuzz", "test-faults", "lab", "record", "editions", "bench",
                    "bench-diffusion", "clean"):
         assert f"make {target} " in said
 

@@ -10,7 +10,7 @@ What counts as a number of the text: digits with their sign, thousands commas, d
 - in a formula, only what ends it and is the whole of it or follows =, <, > or an about-sign: the 2 in $x^2$
   or $h/2$ is structure, the 0.2 in $\\mu = 0.2$ a claim.
 
-A number is printed if an output number rounds to it, at the digits that the text gives: 0.85 agrees with
+A number is printed if an output number of its own section (from one "## " to the next) rounds to it, at the digits that the text gives: 0.85 agrees with
 an output of 0.8493, but not of 0.8 (too few digits) or 0.8449. A whole number below 10 agrees with whole
 numbers only. Without a sign it agrees with both signs ("falls by 3"). A percentage agrees with a fraction,
 85 % with 0.8493, and a fraction with a percentage.
@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -123,10 +124,21 @@ def _rounds_to(value: Decimal, decimals: int, claim: Number) -> bool:
     return min(abs(value - claim.value), abs(value + claim.value) if not claim.signed else half + 1) <= half
 
 
+def sections(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    """Give what stands between two headings of the second order, each time as a notebook."""
+    cells = [cell if cell.cell_type != "markdown" else nbformat.v4.new_markdown_cell(part)
+             for cell in notebook.cells
+             for part in (re.split(r"^(?=## )", cell.source, flags=re.MULTILINE)
+                          if cell.cell_type == "markdown" else [""])]
+    begins = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
+    for begin, end in pairwise([0, *begins, len(cells)]):
+        yield nbformat.v4.new_notebook(cells=cells[begin:end])
+
+
 def unbound_numbers(notebook: NotebookNode, constants: set[str]) -> list[str]:
-    printed = output_numbers(notebook)
     return [f"{claim.written!r} in: {cell.source[:60]!r}"
-            for cell in notebook.cells if cell.cell_type == "markdown"
+            for section in sections(notebook) for printed in [output_numbers(section)]
+            for cell in section.cells if cell.cell_type == "markdown"
             for claim in prose_numbers(cell.source)
             if claim.written not in constants and not is_printed(claim, printed)]
 
@@ -211,6 +223,17 @@ def test_printed_number_binds(text: str, output: str) -> None:
 @pytest.mark.parametrize(("text", "output"), DISAGREE)
 def test_other_number_does_not_bind(text: str, output: str) -> None:
     assert unbound_numbers(lesson(text, output), set()) == [f"{text!r} in: 'It is {text} here.'"]
+
+
+def test_number_that_another_section_prints_does_not_bind() -> None:
+    one, other = lesson("0.85", "0.85"), lesson("0.7", "0.3")
+    other.cells[0].source = f"## Another\n\n{other.cells[0].source}"
+    whole = nbformat.v4.new_notebook(cells=[*one.cells, *other.cells])
+    assert len(unbound_numbers(whole, set())) == 1
+    other.cells[0].source = other.cells[0].source.replace("0.7", "0.85")
+    assert len(unbound_numbers(whole, set())) == 1
+    other.cells[0].source = other.cells[0].source.replace("0.85", "0.3")
+    assert unbound_numbers(whole, set()) == []
 
 
 def test_constant_binds_as_written_and_must_be_used_with_a_source() -> None:

@@ -10,10 +10,10 @@ What counts as a number of the text: digits with their sign, thousands commas, d
 - in a formula, only what ends it and is the whole of it or follows =, <, > or an about-sign: the 2 in $x^2$
   or $h/2$ is structure, the 0.2 in $\\mu = 0.2$ a claim.
 
-A number is printed if an output number of its own section (from one "## " to the next) rounds to it, at the digits that the text gives: 0.85 agrees with
-an output of 0.8493, but not of 0.8 (too few digits) or 0.8449. A whole number below 10 agrees with whole
-numbers only. Without a sign it agrees with both signs ("falls by 3"). A percentage agrees with a fraction,
-85 % with 0.8493, and a fraction with a percentage.
+A number is printed if an output number of its own section (from one "## " to the next) rounds to it, at the
+digits that the text gives: 0.85 agrees with an output of 0.8493, but not of 0.8 (too few digits) or 0.8449. A
+whole number below 10 agrees with whole numbers only. Without a sign it agrees with both signs ("falls by 3").
+A percentage agrees with a fraction, 85 % with 0.8493, and a fraction with a percentage.
 """
 
 import re

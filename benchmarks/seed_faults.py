@@ -6,7 +6,8 @@ writes docs/faults.md.
 
 At first the unchanged lessons and quick tests are run with `coverage`, which tells what runs which line; a
 fault is then shown to those alone that run its lines, until one of them fails. A lesson fails where one of
-its cells differs from what is recorded (strict nbval), a unit test as always; slow tests are not asked.
+its cells differs from what is recorded (strict nbval), a unit test as always; of the test files the eight
+nearest are asked, and no slow test.
 """
 
 import argparse
@@ -36,8 +37,9 @@ MUTATED = ("statistics", "classification/metrics", "classification/losses", "dif
            "diffusion/sampling", "phantoms/solids")
 N_MUTANTS, SEED = 50, 0
 LIMIT = 900  # seconds of one run; what hangs is noticed, too
+N_TEST_FILES = 8  # its own, then those that run most of the module
 NBVAL = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout=300")
-STATIC = ("tests/notebooks", "tests/lessons", "tests/faults")  # what looks at notebooks without running them
+STATIC = ("tests/notebooks", "tests/lessons")  # what looks at notebooks without running them
 
 
 class Fault(NamedTuple):
@@ -190,9 +192,10 @@ def measure_lines(tree: Path) -> dict[str, dict[str, list[str]]]:
 
 def _test_file(tree: Path, context: str) -> Iterator[str]:
     """Yield the file of a test that coverage names as `tests.room.test_file.test_name`; nothing of others."""
-    for part in context.split("."):
-        if part.startswith("test_"):
-            yield from (path.relative_to(tree).as_posix() for path in tree.glob(f"tests/**/{part}.py"))
+    parts = context.split(".")[:-1]
+    file = tree.joinpath(*parts).with_suffix(".py") if parts else tree
+    if parts and file.is_file():
+        yield file.relative_to(tree).as_posix()
 
 
 def run(tree: Path, arguments: list[str], limit: int = LIMIT, folder: str = ".") -> tuple[int, str]:
@@ -231,7 +234,8 @@ def who_runs(fault: Fault, lines: dict[str, dict[str, list[str]]]) -> tuple[list
     speed = {"01": 0, "02": 1, "04": 2, "05": 3, "03": 4}
     lessons = sorted((who for who in here if who.endswith(".ipynb")),
                      key=lambda who: speed[Path(who).name[:2]])
-    return lessons, sorted(tests, key=lambda who: -often[who])
+    own = f"test_{Path(fault.file).stem}.py"
+    return lessons, sorted(tests, key=lambda who: (Path(who).name != own, -often[who]))[:N_TEST_FILES]
 
 
 def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> dict[str, Any]:

@@ -19,15 +19,17 @@ FUZZ ?= 30000
 # Tests have caches of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
 # Matplotlib's too: a list of fonts written while an environment was removed warns in every formula afterwards.
 TEST_CACHE := $(abspath build/cache)
-test test-slow test-fuzz record: export GENAILAB_CACHE := $(TEST_CACHE)
-test test-slow test-fuzz record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
+test test-slow test-fuzz coverage record: export GENAILAB_CACHE := $(TEST_CACHE)
+test test-slow test-fuzz coverage record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
+
+coverage: export COVERAGE_FILE := $(abspath build/coverage/data)
 
 # Tests on real films skip where this is unset.
 ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow test-fuzz test-faults lab record editions bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz test-faults coverage report-determinism lab record editions bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -51,6 +53,17 @@ test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, five to twenty minutes
 
 test-faults: $(MADE_TEST) ## put small faults in, note who sees them: two hours; may be stopped, and goes on
 	$(BIN)/python benchmarks/seed_faults.py
+
+coverage: $(MADE_TEST) ## which lines quick tests and lessons run; fails below 90 percent
+	rm -rf $(TEST_CACHE) build/coverage
+	$(BIN)/coverage run -m pytest -q -m "not slow" -k "not disk_without_room"
+	cd notebooks && for lesson in *.ipynb; do $(abspath $(BIN))/coverage run --rcfile=../pyproject.toml \
+		-m IPython $$lesson > /dev/null || exit 1; done
+	$(BIN)/coverage combine
+	$(BIN)/coverage report --show-missing --skip-covered --fail-under=90
+
+report-determinism: $(MADE_TEST) ## which cells differ with threads and instructions, and by how much: half an hour
+	$(BIN)/python benchmarks/report_determinism.py
 
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks

@@ -50,7 +50,13 @@ def class_mean(labels: ArrayLike, values: ArrayLike) -> float:
 
 
 def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the fraction of images that are predicted right, as mean over the classes: see `class_mean`."""
+    """Return the fraction of images that are predicted right, as mean over the classes: see `class_mean`.
+
+    Examples
+    --------
+    >>> balanced_accuracy([0, 0, 0, 1], [0, 0, 0, 0])
+    0.5
+    """
     return class_mean(labels, np.equal(labels, predicted))
 
 
@@ -88,6 +94,16 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, grou
     -----
     Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13. Do not use it for distances between sets,
     which the repeated rows of a resample push up.
+
+    Examples
+    --------
+    Ten images of each of four patients are four observations, not forty.
+
+    >>> right, patients = np.repeat([1, 1, 0, 1], 10), np.repeat([1, 2, 3, 4], 10)
+    >>> print(bootstrap_interval(np.mean, right, groups=patients))
+    0.8 [0.2, 1.0], n = 4
+    >>> print(bootstrap_interval(np.mean, right))
+    0.75 [0.60, 0.88], n = 40
     """
     data = [np.asarray(a) for a in arrays]
     patients = np.arange(len(data[0])) if groups is None else np.asarray(groups)

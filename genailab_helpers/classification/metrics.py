@@ -30,7 +30,13 @@ balanced_accuracy = statistics.balanced_accuracy
 
 
 def qwk(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return Cohen's kappa with weights (i - j)^2: 1 - E[(y - p)^2] / E[(y - p')^2], p' of another image."""
+    """Return Cohen's kappa with weights (i - j)^2: 1 - E[(y - p)^2] / E[(y - p')^2], p' of another image.
+
+    Examples
+    --------
+    >>> qwk(np.array([0, 1, 2, 3, 4]), np.array([0, 1, 2, 3, 3]))
+    0.9411764705882353
+    """
     by_chance = np.var(labels) + np.var(predicted) + (np.mean(labels) - np.mean(predicted)) ** 2
     return _ratio(by_chance - np.mean(_distance(labels, predicted) ** 2), by_chance)
 
@@ -64,7 +70,13 @@ def off_by_more_than_one(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return how often a positive image scores higher than a negative one, ties counting half."""
+    """Return how often a positive image scores higher than a negative one, ties counting half.
+
+    Examples
+    --------
+    >>> auroc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
+    0.875
+    """
     positive = _binary(positive)
     n_positive = np.count_nonzero(positive)
     pairs = n_positive * (len(positive) - n_positive)

@@ -52,6 +52,11 @@ def canonical_class(name: str, graded: bool = False) -> str:
     -------
     str
         A member of `GRADES` or `FINDINGS`; a name that the table does not know comes back as it is.
+
+    Examples
+    --------
+    >>> canonical_class("No_findings"), canonical_class("3"), canonical_class("3", graded=True)
+    ('Normal', '3', 'grade_3')
     """
     key = re.sub(r"[\s_-]+", "", name).lower()
     return _FINDING_ALIASES.get(key) or (graded and _GRADE_ALIASES.get(key)) or name
@@ -96,5 +101,10 @@ def known_patient(file_name: str) -> str:
 
     Kermany (`person12_virus_3`, `NORMAL2-IM-0381-0001`), NIH ChestX-ray8 (`00000061_012`), OAI knees
     (`9003316L`) and AASCE spines (`case000_0`) have such names.
+
+    Examples
+    --------
+    >>> known_patient("person12_virus_3.jpeg"), known_patient("scan.png")
+    ('person12', '')
     """
     return next((match["patient"] for pattern in _PATIENTS if (match := pattern.match(file_name))), "")

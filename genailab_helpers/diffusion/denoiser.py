@@ -76,6 +76,11 @@ def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float =
     Notes
     -----
     Karras et al. 2022, equation 5.
+
+    Examples
+    --------
+    >>> [round(sigma, 2) for sigma in karras_sigmas(4).tolist()]
+    [80.0, 12.68, 1.03, 0.02, 0.0]
     """
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps}: expected at least 1")

@@ -291,6 +291,12 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
     ------
     ValueError
         If `img_size` is not a whole number of at least 16.
+
+    Examples
+    --------
+    >>> render = render_chests(sample_chests(2, seed=7, finding="COVID"), img_size=64, masks=True)
+    >>> render.images.shape, sorted(render.masks)[:4]
+    (torch.Size([2, 1, 64, 64]), ['aorta', 'body', 'border', 'clavicles'])
     """
     check_img_size(img_size)
     torch.empty(7_500_000)  # teaches the C library to keep freed memory, which saves a fifth of the time

@@ -85,7 +85,13 @@ def simulate_raters(severity: Tensor, kappa: float = 0.8, n_raters: int = 3, see
 
 
 def consensus(grades: Tensor) -> Tensor:
-    """Median (N,) of the grades (N, n_raters); of an even number the lower middle one."""
+    """Median (N,) of the grades (N, n_raters); of an even number the lower middle one.
+
+    Examples
+    --------
+    >>> consensus(torch.tensor([[0, 1, 4], [2, 3, 3]]))
+    tensor([1, 3])
+    """
     return grades.median(dim=1).values
 
 

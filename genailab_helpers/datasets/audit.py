@@ -478,28 +478,39 @@ def _labels(data: Evidence) -> Found:
 
 
 def _doubted(data: Evidence) -> tuple[list[str], float, str]:
-    """Return images whose label a simple classifier doubts, its balanced accuracy, and why it was not asked.
-
-    Kernel ridge on Lite0 features and the probe, never fitted to images of the same patient.
-    """
+    """Return images whose label a simple classifier doubts, its balanced accuracy, and why it is not asked."""
     large = (data.kept.groupby("class")["class"].transform("size") >= 15) & (data.kept["class"] != "")
     kept, batch = data.kept[large], data.batch[torch.from_numpy(large.to_numpy(copy=True))]
     if kept["class"].nunique() < 2 or kept["patient"].nunique() < 15:
         return [], 0.0, "Wrong labels: fewer than two classes have 15 images."
-    label, probe = np.unique(kept["class"], return_inverse=True)[1], probe_features(batch)
-    probe = (probe - probe.mean(1, keepdims=True)) / (probe.std(1, keepdims=True) + 1e-6)
-    kinds = [(x - x.mean(0)) / (x.std(0) + 1e-6) / np.sqrt(x.shape[1])
-             for x in (lite0_features(batch, side=SIDE), probe)]
-    folds = shortcuts.folds_by_patient(kept["patient"].to_numpy(str))
-    found = shortcuts.votes(shortcuts.gaussian_kernel(np.hstack(kinds)), label, folds, ridge=0.001).mean(0)
-    own = found[np.arange(len(label)), label]
-    found[np.arange(len(label)), label] = -np.inf
-    margin = (own - found.max(1)) / 2
+    label = np.unique(kept["class"], return_inverse=True)[1]
+    margin = label_margins(doubt_features(batch), label, kept["patient"].to_numpy(str))
     skill = float(pd.Series(margin > 0).groupby(label).mean().mean())
     if skill < 0.85:
         return [], skill, (f"Wrong labels: a simple classifier reaches only {skill:.0%} (balanced), too "
                            "little to doubt a label.")
     return [kept.index[row] for row in np.argsort(margin) if margin[row] < -0.6], skill, ""
+
+
+def doubt_features(images: Tensor) -> np.ndarray:
+    """Describe images (N, 1, H, W) for `label_margins`: Lite0 features beside the probe, (N, 2304)."""
+    probe = probe_features(images)
+    probe = (probe - probe.mean(1, keepdims=True)) / (probe.std(1, keepdims=True) + 1e-6)
+    return np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-6) / np.sqrt(x.shape[1])
+                      for x in (lite0_features(images, side=SIDE), probe)])
+
+
+def label_margins(features: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Return how clearly a simple classifier agrees with each label: (N,), from -1 (surely not) to 1.
+
+    Kernel ridge on features (N, D), never fitted to images of the same patient: half the difference between
+    the vote for the label (N,), a whole number from 0, and the highest other one.
+    """
+    folds = shortcuts.folds_by_patient(patients)
+    found = shortcuts.votes(shortcuts.gaussian_kernel(features), labels, folds, ridge=0.001).mean(0)
+    own = found[np.arange(len(labels)), labels]
+    found[np.arange(len(labels)), labels] = -np.inf
+    return (own - found.max(1)) / 2
 
 
 # ---------------------------------------------------------------- people

@@ -29,7 +29,8 @@ ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow test-fuzz test-faults coverage report-determinism lab record editions bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz test-faults coverage report-determinism budgets \
+	test-oldest test-newest matrix lab record editions bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -64,6 +65,24 @@ coverage: $(MADE_TEST) ## which lines quick tests and lessons run; fails below 9
 
 report-determinism: $(MADE_TEST) ## which cells differ with threads and instructions, and by how much: half an hour
 	$(BIN)/python benchmarks/report_determinism.py
+
+budgets: $(MADE_TEST) ## measure seconds and memory of each lesson, on a quiet machine; texts quote docs/lessons.json
+	$(BIN)/python benchmarks/measure_lessons.py
+
+# Whatever a learner has installed: the oldest releases that pyproject.toml allows, and the newest that there are.
+# Recorded outputs hold for the pinned ones alone, so there the quick tests and a run of the lessons are asked.
+test-oldest: RELEASES := lowest-direct
+test-newest: RELEASES := highest
+test-oldest: matrix ## quick tests and a run of the lessons on the oldest dependencies that are allowed
+test-newest: matrix ## the same on the newest dependencies that there are
+
+matrix: TREE = build/$(RELEASES)
+matrix: $(MADE_TEST)
+	@test -n "$(UV)" || { echo "this needs uv: pip install uv" >&2; exit 1; }
+	rm -rf $(TREE) && $(BIN)/python -m venv $(TREE)
+	"$(UV)" pip install --python $(TREE)/bin/python --resolution $(RELEASES) -e ".[test]"
+	GENAILAB_CACHE=$(abspath $(TREE)/cache) $(TREE)/bin/python -m pytest -m "not slow"
+	GENAILAB_CACHE=$(abspath $(TREE)/cache) $(TREE)/bin/genailab run
 
 lab: $(MADE) ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab notebooks

@@ -52,7 +52,8 @@ EDITS: dict[str, tuple[Edit, float]] = {  # the edit, the recall asked for
 }
 
 
-def edit_images(files: Sequence[str | Path], folder: Path, names: Sequence[str] = tuple(EDITS)) -> list[str]:
+def edit_images(files: Sequence[str | Path], folder: Path, names: Sequence[str] = tuple(EDITS),
+                known: dict[str, tuple[Edit, float]] = EDITS) -> list[str]:
     """Edit each image once, at its stored resolution, with the named edits in turn.
 
     Returns the name of the edit of each; the new files are numbered, in their order.
@@ -62,5 +63,5 @@ def edit_images(files: Sequence[str | Path], folder: Path, names: Sequence[str] 
     for k, (file, name) in enumerate(zip(files, edits, strict=True)):
         with Image.open(file) as image:
             suffix = ".jpg" if name.startswith("JPEG") else ".png"
-            EDITS[name][0](image.convert("L")).save(folder / f"{k:05d}{suffix}", quality=30)
+            known[name][0](image.convert("L")).save(folder / f"{k:05d}{suffix}", quality=30)
     return edits

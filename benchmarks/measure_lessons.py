@@ -1,8 +1,8 @@
 """Measure how long each lesson runs and how much memory it takes, and write docs/lessons.json.
 
-`make budgets`, on a machine that does nothing else: README and the lessons quote that file, and a test compares
-them with it. Each lesson is compared with its recorded outputs (strict nbval) with one thread, in a process of
-its own, because the peak memory of children is that of the largest there ever was.
+`make budgets`, on a machine that does nothing else: README and the lessons quote that file, and a test
+compares them with it. Each lesson is compared with its recorded outputs (strict nbval) with one thread, in a
+process of its own, because the peak memory of children is that of the largest there ever was.
 """
 
 import json
@@ -27,7 +27,7 @@ print(done.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss)
 
 
 class Measured(NamedTuple):
-    """Whether a lesson passed; seconds by the clock and of the processor; peak memory in MiB; what pytest said."""
+    """Whether a lesson passed; seconds by clock and of the processor; peak memory; what pytest said."""
 
     passed: bool
     seconds: float

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+from measure_lessons import processor
 
 from genailab_helpers.nbregression import TOLERANCE, compare_outputs
 
@@ -87,8 +88,9 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=8, help="only the first so many")
     chosen = dict(list(settings().items())[:parser.parse_args().settings])
     lines = ["# The same lessons in other settings", "",
-             f"`make report-determinism`, {datetime.now(UTC):%d %B %Y}, {processor()}, Python "
-             f"{platform.python_version()}. Threads, instructions and turn: {'; '.join(chosen)}.",
+             f"`make report-determinism`, {datetime.now(UTC):%d %B %Y}, {os.cpu_count()} cores of "
+             f"{processor()}, Python {platform.python_version()}. Threads, instructions and turn: "
+             f"{'; '.join(chosen)}.",
              "A row is a cell whose outputs were not the same everywhere, or that declares a tolerance: the "
              "smallest tolerance within which its numbers, and its figures, agree with what is recorded.", ""]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -102,14 +104,6 @@ def main() -> None:
                     for number, declared, text, figure in shown), ""]
     (ROOT / "docs" / "determinism.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
-
-
-def processor() -> str:
-    """Return the name of the processor, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.exists() else []
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
 
 
 if __name__ == "__main__":

@@ -478,7 +478,7 @@ def _labels(data: Evidence) -> Found:
 
 
 def _doubted(data: Evidence) -> tuple[list[str], float, str]:
-    """Return images whose label a simple classifier doubts, its balanced accuracy, and why it is not asked."""
+    """Return images whose label a classifier doubts, its balanced accuracy, and why it was not asked."""
     large = (data.kept.groupby("class")["class"].transform("size") >= 15) & (data.kept["class"] != "")
     kept, batch = data.kept[large], data.batch[torch.from_numpy(large.to_numpy(copy=True))]
     if kept["class"].nunique() < 2 or kept["patient"].nunique() < 15:

@@ -40,7 +40,8 @@ def make(clone: Path, *arguments: str, **variables: str) -> subprocess.Completed
 def test_help_names_every_target(clone: Path) -> None:
     said = make(clone).stdout
     for target in ("run", "test", "test-slow", "test-fuzz", "test-faults", "coverage",
-                   "report-determinism", "lab", "record", "editions", "bench", "bench-diffusion", "clean"):
+                   "report-determinism", "budgets", "lab", "record", "editions", "bench",
+                   "bench-diffusion", "clean"):
         assert f"make {target} " in said
 
 

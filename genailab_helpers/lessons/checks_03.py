@@ -66,7 +66,7 @@ def heun(step: Any) -> None:
             continue
         ahead = (euler - denoiser(euler, lower)) / lower
         for mistake, value in (
-                ("Euler's step: the slope at the other end is not used", euler),
+                ("this is Euler's step: the slope at the other end is not used", euler),
                 ("only the slope at the other end is used: take the mean of both",
                  x + (lower - sigma) * ahead),
                 ("the second half began where the trial landed: go back to x first",
@@ -74,7 +74,7 @@ def heun(step: Any) -> None:
                 ("the second slope was divided by sigma: where it is taken, the noise level is lower",
                  x + (lower - sigma) * (slope + ahead * lower / sigma) / 2)):
             if got.shape == value.shape and torch.allclose(got, value, atol=1e-5):
-                raise NotSolved(f"the step from {high} to {low}: this is {mistake}")
+                raise NotSolved(f"the step from {high} to {low}: {mistake}")
         expect_close(got, x + (lower - sigma) * (slope + ahead) / 2, f"the step from {high} to {low}")
 
 

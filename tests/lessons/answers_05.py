@@ -1,9 +1,6 @@
-"""The self-checks of lesson 5 name the classic mistakes, and accept the right answers."""
+"""Right answers to the exercises of lesson 5, and classic mistakes with words of what the self-check says."""
 
 import numpy as np
-import pytest
-
-from genailab_helpers.lessons import check
 
 
 def threshold(positive, score, sensitivity):
@@ -58,15 +55,3 @@ MISTAKES = [
 ]
 RIGHT = {"5.1": threshold, "5.2": ppv, "5.3": lambda y, m: repeated(groups(y, m)),
          "5.4": lambda k, p, n: plays(k, p, n).max(1).mean()}
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), MISTAKES)
-def test_a_classic_mistake_is_named(capsys, number, answer, words):
-    check(number, answer)
-    assert words in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("number", RIGHT)
-def test_the_right_answer_passes(capsys, number):
-    check(number, RIGHT[number])
-    assert capsys.readouterr().out == f"Exercise {number} solved.\n"

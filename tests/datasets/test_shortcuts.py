@@ -81,6 +81,24 @@ def test_planted_marks_are_flagged_and_clean_phantoms_are_not(tmp_path: Path, se
     assert audit_shortcuts(chests(tmp_path / "clean", clean)).flagged == []
 
 
+@pytest.mark.parametrize(("depth", "seen"), [
+    (1, {"2-pixel frame", "four corners", "centre 75 % blacked", "centre 62 % blacked", "whole image"}),
+    (3, {"four corners", "centre 75 % blacked", "centre 62 % blacked", "whole image"}),
+    (5, {"centre 62 % blacked", "whole image"}),
+    (8, {"whole image"})])
+def test_each_row_sees_its_part_of_the_image_alone(tmp_path: Path, depth: int, seen: set[str]) -> None:
+    """A bright ring, `depth` of 32 pixels below the edge, tells the class; blurring moves it by one pixel."""
+    generator = np.random.default_rng(depth)
+    for i in range(60):
+        levels = generator.integers(100, 130, (96, 96))
+        if i % 2:
+            ring = np.minimum(np.minimum(*np.indices((96, 96))), 95 - np.maximum(*np.indices((96, 96)))) // 3
+            levels[ring == depth] += 60
+        write(tmp_path / FINDINGS[i % 2] / f"{i}.png", levels)
+    told = {row.name for row in audit_shortcuts(index_images(tmp_path)).rows if row.p < ALPHA}
+    assert told - {"mean and deviation"} == seen
+
+
 @pytest.mark.parametrize(("p", "effect", "clue", "flagged"), [
     (0.0002, shortcuts.EFFECT, True, True), (0.0002, 0.049, True, False), (ALPHA, 0.3, True, False),
     (0.0002, 0.3, False, False)])

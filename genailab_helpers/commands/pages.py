@@ -30,24 +30,30 @@ def export_page(notebook: Any, title: str) -> str:
         return block[1] + re.sub(r"\n(?=\n)", "\n&#10;", inner).replace("&#10;\n", "&#10;") + block[3]
 
     page = copy.deepcopy(notebook)
+    replace_widgets(page)
     drawn: list[str] = []
     for cell in page.cells:
         if cell.cell_type == "markdown":
             source, formulas = draw_formulas(cell.source, len(drawn))
             drawn += formulas
             cell.source = _DETAILS.sub(fold, source)
+    exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
+    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": title}})
+    return _PLACE.sub(lambda place: drawn[int(place[1])], _FETCHED.sub("", str(html)))
+
+
+def replace_widgets(notebook: Any) -> None:
+    """Put a sentence in the place of controls, which need a kernel; drop progress bars, which are over."""
+    for cell in notebook.cells:
         shown = []
         for output in cell.get("outputs", ()):
             if _WIDGET in output.get("data", {}):
-                if output.output_type == "display_data":  # a progress bar, which is over
+                if output.output_type == "display_data":
                     continue
                 output.data = {"text/plain": "Controls: open the notebook in JupyterLab to move them."}
             shown.append(output)
         if cell.cell_type == "code":
             cell.outputs = shown
-    exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
-    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": title}})
-    return _PLACE.sub(lambda place: drawn[int(place[1])], _FETCHED.sub("", str(html)))
 
 
 def draw_formulas(markdown: str, n_before: int = 0) -> tuple[str, list[str]]:

@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from PIL import Image
-from sphinx.cmd.build import main as sphinx
 
 import genailab_helpers
 from genailab_helpers.commands.pages import replace_widgets
@@ -84,8 +83,8 @@ def lesson_cards() -> str:
     """Return the rows of README's table of lessons as cards with a picture."""
     rows = re.findall(r"^\| \[(.+?)\]\((notebooks/.+?)\.ipynb\) \| (.+?) \| (.+?) \|$",
                       (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    cards = [f"<div>\n\n![]({place}.png)\n\n**[{title}]({place}.ipynb)**\n\n{what} ({minutes})\n\n</div>"
-             for title, place, what, minutes in rows]
+    cards = [f"<div>\n\n![]({place}.png)\n\n**[{title}]({place}.ipynb)**\n\n"
+             f"{what[0].upper()}{what[1:]} ({minutes}).\n\n</div>" for title, place, what, minutes in rows]
     return '<div class="lessons">\n' + "\n".join(cards) + "\n</div>"
 
 
@@ -112,6 +111,13 @@ class Page(HTMLParser):
             self.loaded.append(str(has[LOADED[tag]]))
 
 
+def mend(site: Path) -> None:
+    """Give headings the level and folds the name that a screen reader says; Sphinx and myst-nb do not."""
+    for path in site.rglob("*.html"):
+        html = path.read_text(encoding="utf-8").replace(' role="heading"', ' role="heading" aria-level="2"')
+        path.write_text(html.replace(' aria-label="Toggle hidden content"', ""), encoding="utf-8")
+
+
 def faults(site: Path) -> list[str]:
     """Return what is wrong with a built site: dead links inside it, loads from elsewhere, open folds."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
@@ -136,12 +142,15 @@ def faults(site: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    from sphinx.cmd.build import main as sphinx
+
     output = Path(sys.argv[1]).resolve()
     source = output.with_name(output.name + ".source")
     gather(source)
     shutil.rmtree(output, ignore_errors=True)
     failed = sphinx(["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(source / ".doctrees"),
                      str(source), str(output)])
+    mend(output)
     found = faults(output)
     print("\n".join(found) or output / "index.html")
     sys.exit(failed or bool(found))

@@ -1,0 +1,122 @@
+"""Every lesson in JupyterLab: all cells run, no error is shown, and keys move each control and its figure."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LESSONS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+PATIENCE = 1200  # seconds; a lesson takes 20 to 100 on a quiet machine
+PROMPTS = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText)"
+FAULTS = """() => [...document.querySelectorAll(
+    "[data-mime-type$='jupyter.error'], [data-mime-type$='jupyter.stderr']")]
+  .map(e => e.innerText.slice(0, 300))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab on a copy of the lessons without outputs, with settings of its own."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "data" / "samples", folder / "clone" / "data" / "samples")
+    (folder / "clone" / "notebooks").mkdir()
+    for name in LESSONS:
+        lesson = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in lesson.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(lesson, folder / "clone" / "notebooks" / f"{name}.ipynb")
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # else cells out of sight are not in the page
+    own = {"JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_CONFIG_DIR": "config", "IPYTHONDIR": "ipython",
+           "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+           "GENAILAB_CACHE": "cache", "MPLCONFIGDIR": "matplotlib"}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0",
+               "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder / 'clone'}",
+               "--IdentityProvider.token=secret", "--LabApp.news_url=",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log,
+                                  env=os.environ | {name: str(folder / own[name]) for name in own})
+        try:
+            for _ in range(300):
+                time.sleep(0.3)
+                if started := list((folder / "runtime").glob("jpserver-*.json")):
+                    break
+            time.sleep(1)
+            yield json.loads(started[0].read_text())["url"]
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture
+def page(chromium: Any, lab: str) -> Iterator[Any]:
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    yield page
+    page.close()
+    header = {"Authorization": "token secret"}
+    with urllib.request.urlopen(urllib.request.Request(f"{lab}api/sessions", headers=header)) as answer:
+        for session in json.load(answer):  # a kernel keeps its memory
+            urllib.request.urlopen(urllib.request.Request(
+                f"{lab}api/sessions/{session['id']}", headers=header, method="DELETE")).close()
+
+
+def run_all(page: Any, lab: str, name: str) -> None:
+    """Open a notebook and run all its cells."""
+    page.goto(f"{lab}lab/tree/notebooks/{name}.ipynb?token=secret&reset")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(f"({PROMPTS})().some(prompt => prompt.includes('*'))")
+    page.wait_for_function(f"!({PROMPTS})().some(prompt => prompt.includes('*'))", timeout=PATIENCE * 1000)
+
+
+def move(control: Any, figure: Any) -> bool:
+    """Move one control by keyboard, and tell whether the figure beside it changed."""
+    before = figure.get_attribute("src")
+    if control.evaluate("e => e.matches('.noUi-handle')"):
+        now, most = (float(control.get_attribute(f"aria-value{end}")) for end in ("now", "max"))
+        key = "ArrowLeft" if now >= most else "ArrowRight"
+    elif control.evaluate("e => e.tagName == 'SELECT'"):
+        key = "ArrowUp" if control.evaluate("e => e.selectedIndex == e.length - 1") else "ArrowDown"
+    else:
+        key = "Space"
+    control.focus()
+    control.press(key)
+    for _ in range(600):
+        if figure.get_attribute("src") != before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_lesson(name: str, page: Any, lab: str, screenshots: Path) -> None:
+    said: list[str] = []
+    page.on("console", lambda message: message.type == "error" and said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    run_all(page, lab, name)
+    assert page.evaluate(FAULTS) == []
+    assert all(prompt.strip("[]: ").isdigit() for prompt in page.evaluate(PROMPTS) if prompt)  # folded: ""
+    groups = page.locator(".jp-OutputArea-output .widget-hbox:has(> .widget-vbox):has(img)")
+    assert groups.count() > 0
+    for i in range(groups.count()):
+        group = groups.nth(i)
+        controls = group.locator(".noUi-handle, select, input[type=checkbox]")
+        assert controls.count() > 0
+        for control in controls.all():
+            assert move(control, group.locator("img")), control.evaluate("e => e.outerHTML")
+        group.scroll_into_view_if_needed()
+        page.screenshot(path=screenshots / f"lab_{name}_{i + 1}.png")
+    assert said == []

@@ -30,6 +30,7 @@ html_static_path = [str(HERE / "static")]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
+html_use_index = html_domain_indices = False  # the list of modules and the search do the same
 html_math_renderer = "drawn"
 
 

@@ -5,8 +5,14 @@ import re
 from html import escape
 from typing import Any
 
-# nbconvert shows hidden sources, and closes `<details>` before the text that it is to fold.
-_FOLDED = """{% extends 'lab/index.html.j2' %}{% block input %}
+# nbconvert shows hidden sources, and closes `<details>` before the text that it is to fold. On a narrow
+# page it cuts code off, and its greys and greens are too pale for some.
+_FOLDED = """{% extends 'lab/index.html.j2' %}{% block html_head_css %}{{ super() }}<style>
+body.jp-Notebook pre { white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere }
+body.jp-Notebook .jp-RenderedHTMLCommon a { text-decoration: underline }
+body.jp-Notebook { --jp-cell-prompt-not-active-opacity: 1; --jp-mirror-editor-comment-color: #2e6060;
+--jp-mirror-editor-number-color: #060; --jp-mirror-editor-operator-color: #81c }
+</style>{% endblock %}{% block input %}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
 <details><summary style="font-family:sans-serif">One way to solve it</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{% endblock %}"""

@@ -43,7 +43,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
            "GENAILAB_CACHE": "cache", "MPLCONFIGDIR": "matplotlib"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0",
                "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder / 'clone'}",
-               "--IdentityProvider.token=secret", "--LabApp.news_url=",
+               "--IdentityProvider.token=secret",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log,
@@ -75,14 +75,17 @@ def page(chromium: Any, lab: str) -> Iterator[Any]:
 def run_all(page: Any, lab: str, name: str) -> None:
     """Open a notebook and run all its cells."""
     page.goto(f"{lab}lab/tree/notebooks/{name}.ipynb?token=secret&reset")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)  # before, it asks for a kernel
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(f"({PROMPTS})().some(prompt => prompt.includes('*'))")
-    page.wait_for_function(f"!({PROMPTS})().some(prompt => prompt.includes('*'))", timeout=PATIENCE * 1000)
+    for running, seconds in ((True, 30), (False, PATIENCE)):
+        end = time.monotonic() + seconds
+        while any("*" in prompt for prompt in page.evaluate(PROMPTS)) is not running:
+            assert time.monotonic() < end, page.evaluate(PROMPTS)
+            page.wait_for_timeout(500)
 
 
-def move(control: Any, figure: Any) -> bool:
+def move(page: Any, control: Any, figure: Any) -> bool:
     """Move one control by keyboard, and tell whether the figure beside it changed."""
     before = figure.get_attribute("src")
     if control.evaluate("e => e.matches('.noUi-handle')"):
@@ -97,7 +100,7 @@ def move(control: Any, figure: Any) -> bool:
     for _ in range(600):
         if figure.get_attribute("src") != before:
             return True
-        time.sleep(0.1)
+        page.wait_for_timeout(100)
     return False
 
 
@@ -116,7 +119,7 @@ def test_lesson(name: str, page: Any, lab: str, screenshots: Path) -> None:
         controls = group.locator(".noUi-handle, select, input[type=checkbox]")
         assert controls.count() > 0
         for control in controls.all():
-            assert move(control, group.locator("img")), control.evaluate("e => e.outerHTML")
+            assert move(page, control, group.locator("img")), control.evaluate("e => e.outerHTML")
         group.scroll_into_view_if_needed()
         page.screenshot(path=screenshots / f"lab_{name}_{i + 1}.png")
     assert said == []

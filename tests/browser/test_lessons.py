@@ -90,13 +90,17 @@ def move(page: Any, control: Any, figure: Any) -> bool:
     before = figure.get_attribute("src")
     if control.evaluate("e => e.matches('.noUi-handle')"):
         now, most = (float(control.get_attribute(f"aria-value{end}")) for end in ("now", "max"))
-        key = "ArrowLeft" if now >= most else "ArrowRight"
+        keys = ["ArrowLeft" if now >= most else "ArrowRight"]
     elif control.evaluate("e => e.tagName == 'SELECT'"):
-        key = "ArrowUp" if control.evaluate("e => e.selectedIndex == e.length - 1") else "ArrowDown"
+        # Space opens the menu: JupyterLab takes arrows from a closed one, and goes to the next cell.
+        last = control.evaluate("e => e.selectedIndex == e.length - 1")
+        keys = ["Space", "ArrowUp" if last else "ArrowDown", "Enter"]
     else:
-        key = "Space"
+        keys = ["Space"]
     control.focus()
-    control.press(key)
+    for key in keys:
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
     for _ in range(600):
         if figure.get_attribute("src") != before:
             return True

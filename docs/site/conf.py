@@ -22,7 +22,7 @@ autodoc_typehints = "signature"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # a field of a data class has one description, not two
-default_role = "py:obj"  # a name in single backticks is a link where it is one, and code where not
+default_role = "code"
 
 html_theme = "furo"
 html_title = "GenAI Lab"

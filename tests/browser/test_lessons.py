@@ -117,12 +117,12 @@ def test_lesson(name: str, page: Any, lab: str, screenshots: Path) -> None:
     assert page.evaluate(FAULTS) == []
     assert all(prompt.strip("[]: ").isdigit() for prompt in page.evaluate(PROMPTS) if prompt)  # folded: ""
     groups = page.locator(".jp-OutputArea-output .widget-hbox:has(> .widget-vbox):has(img)")
-    assert groups.count() > 0
+    groups.first.wait_for()
     for i in range(groups.count()):
         group = groups.nth(i)
         controls = group.locator(".noUi-handle, select, input[type=checkbox]")
-        assert controls.count() > 0
-        for control in controls.all():
+        controls.first.wait_for()
+        for control in reversed(controls.all()):  # in lesson 2 a severity shows only once a finding is chosen
             assert move(page, control, group.locator("img")), control.evaluate("e => e.outerHTML")
         group.scroll_into_view_if_needed()
         page.screenshot(path=screenshots / f"lab_{name}_{i + 1}.png")

@@ -15,6 +15,15 @@ STICKING_OUT = """() => {
     .filter(e => e.getBoundingClientRect().right > width + 1);
   return ["page", ...out.slice(0, 3).map(e => e.outerHTML.slice(0, 100))];
 }"""
+# What lies in a box that neither shows nor scrolls to all of it.
+CUT_OFF = """() => [...document.querySelectorAll("pre, img, svg, table")].filter(e => {
+  for (let box = e; box !== document.body; box = box.parentElement) {
+    const overflow = getComputedStyle(box).overflowX;
+    if (overflow === "auto" || overflow === "scroll") return false;
+    if (overflow === "hidden" && box.scrollWidth > box.clientWidth + 1) return true;
+  }
+  return false;
+}).map(e => e.outerHTML.slice(0, 100))"""
 OPEN = "() => [...document.querySelectorAll('details[open]')].map(e => e.outerHTML.slice(0, 100))"
 GRAVE = """async () => (await axe.run()).violations.filter(v => ["serious", "critical"].includes(v.impact))
   .map(v => `${v.id}: ${v.nodes.length} times, first ${v.nodes[0].html.slice(0, 200)}`)"""
@@ -51,6 +60,7 @@ def test_a_page_fits_is_folded_and_stays_at_home(folder: Path, page: Any, screen
         page.goto(path.as_uri())
         name = path.relative_to(folder)
         faults += [f"{name}: sticks out: {what}" for what in page.evaluate(STICKING_OUT)]
+        faults += [f"{name}: cut off: {what}" for what in page.evaluate(CUT_OFF)]
         faults += [f"{name}: open: {what}" for what in page.evaluate(OPEN)]
         faults += [f"{name}: asks for {url}" for url in asked if not url.startswith(("file:", "data:"))]
         shot = f"{folder.name}_{'_'.join(name.with_suffix('').parts)}_{width}.png"
@@ -69,6 +79,7 @@ def test_axe_finds_nothing_grave(folder: Path, page: Any, axe: Path) -> None:
 
 BROKEN = """<!DOCTYPE html><html lang="en"><title>Broken</title><main><h1>Broken</h1>
 <div style="width: 1300px; background: grey">wide</div><details open><summary>Hint</summary>told</details>
+<div style="overflow: hidden; width: 9em"><pre>print("a line of code that is too long")</pre></div>
 <img src="https://example.org/a.png"></main></html>"""
 
 
@@ -78,7 +89,8 @@ def test_a_broken_page_is_found_out(chromium: Any, axe: Path, tmp_path: Path) ->
         page = chromium.new_page(viewport={"width": width, "height": 900})
         with pytest.raises(AssertionError) as fits:
             test_a_page_fits_is_folded_and_stays_at_home(tmp_path, page, tmp_path)
-        assert all(told in str(fits.value) for told in ("sticks out", "open: ", "asks for https://example.org"))
+        for fault in ("sticks out", "cut off: <pre>", "open: <details", "asks for https://example.org"):
+            assert fault in str(fits.value)
         with pytest.raises(AssertionError, match="image-alt"):
             test_axe_finds_nothing_grave(tmp_path, page, axe)
         page.close()

@@ -85,9 +85,15 @@ def run_all(page: Any, lab: str, name: str) -> None:
             page.wait_for_timeout(500)
 
 
-def move(page: Any, control: Any, figure: Any) -> bool:
-    """Move one control by keyboard, and tell whether the figure beside it changed."""
-    before = figure.get_attribute("src")
+def picture(group: Any) -> str | None:
+    """Give the image that a widget shows; it shows a text instead where its drawing stopped with an error."""
+    figure = group.query_selector("img")
+    return figure and figure.get_attribute("src")
+
+
+def move(page: Any, control: Any, group: Any) -> None:
+    """Move one control by keyboard, and wait until the figure beside it has changed."""
+    before = picture(group)
     if control.evaluate("e => e.matches('.noUi-handle')"):
         now, most = (float(control.get_attribute(f"aria-value{end}")) for end in ("now", "max"))
         keys = ["ArrowLeft" if now >= most else "ArrowRight"]
@@ -102,10 +108,10 @@ def move(page: Any, control: Any, figure: Any) -> bool:
         page.keyboard.press(key)
         page.wait_for_timeout(300)
     for _ in range(600):
-        if figure.get_attribute("src") != before:
-            return True
+        if picture(group) != before:
+            break
         page.wait_for_timeout(100)
-    return False
+    assert picture(group) not in (before, None), f"{group.inner_text()}: {control.evaluate('e => e.outerHTML')}"
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -116,14 +122,13 @@ def test_lesson(name: str, page: Any, lab: str, screenshots: Path) -> None:
     run_all(page, lab, name)
     assert page.evaluate(FAULTS) == []
     assert all(prompt.strip("[]: ").isdigit() for prompt in page.evaluate(PROMPTS) if prompt)  # folded: ""
-    groups = page.locator(".jp-OutputArea-output .widget-hbox:has(> .widget-vbox):has(img)")
-    groups.first.wait_for()
-    for i in range(groups.count()):
-        group = groups.nth(i)
-        controls = group.locator(".noUi-handle, select, input[type=checkbox]")
-        controls.first.wait_for()
-        for control in reversed(controls.all()):  # in lesson 2 a severity shows only once a finding is chosen
-            assert move(page, control, group.locator("img")), control.evaluate("e => e.outerHTML")
+    widget = ".jp-OutputArea-output .widget-hbox:has(> .widget-vbox):has(img)"
+    page.wait_for_selector(f"{widget} :is(.noUi-handle, select)")
+    for i, group in enumerate(page.query_selector_all(widget), 1):
+        controls = group.query_selector_all(".noUi-handle, select, input[type=checkbox]")
+        assert controls
+        for control in reversed(controls):  # in lesson 2 a severity shows only once a finding is chosen
+            move(page, control, group)
         group.scroll_into_view_if_needed()
-        page.screenshot(path=screenshots / f"lab_{name}_{i + 1}.png")
+        page.screenshot(path=screenshots / f"lab_{name}_{i}.png")
     assert said == []

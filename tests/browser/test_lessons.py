@@ -111,7 +111,8 @@ def move(page: Any, control: Any, group: Any) -> None:
         if picture(group) != before:
             break
         page.wait_for_timeout(100)
-    assert picture(group) not in (before, None), f"{group.inner_text()}: {control.evaluate('e => e.outerHTML')}"
+    moved = control.evaluate("e => e.outerHTML")
+    assert picture(group) not in (before, None), f"{group.inner_text()}: {moved}"
 
 
 @pytest.mark.parametrize("name", LESSONS)

@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 MADE_TEST := $(VENV)/.made-test
 MADE_BENCH := $(VENV)/.made-bench
+MADE_DOCS := $(VENV)/.made-docs
+MADE_BROWSER := $(VENV)/.made-browser
 
 # uv where it is installed, else pip; the same versions either way.
 UV := $(shell command -v uv 2>/dev/null)
@@ -19,8 +21,8 @@ FUZZ ?= 30000
 # Tests have caches of their own: a warm one would hide a changed reader, and a faulty run would spoil it.
 # Matplotlib's too: a list of fonts written while an environment was removed warns in every formula afterwards.
 TEST_CACHE := $(abspath build/cache)
-test test-slow test-fuzz coverage record: export GENAILAB_CACHE := $(TEST_CACHE)
-test test-slow test-fuzz coverage record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
+test test-slow test-fuzz test-browser coverage record: export GENAILAB_CACHE := $(TEST_CACHE)
+test test-slow test-fuzz test-browser coverage record: export MPLCONFIGDIR := $(TEST_CACHE)/matplotlib
 
 coverage: export COVERAGE_FILE := $(abspath build/coverage/data)
 
@@ -29,8 +31,8 @@ ifneq ($(wildcard ../shared/data),)
 export GENAILAB_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help run test test-slow test-fuzz test-faults coverage report-determinism budgets \
-	test-oldest test-newest matrix lab record editions bench bench-diffusion clean
+.PHONY: help run test test-slow test-fuzz test-faults test-browser coverage report-determinism budgets \
+	test-oldest test-newest matrix lab record editions site bench bench-diffusion clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,7 +44,7 @@ test: $(MADE_TEST) ## ruff, mypy, the quick tests, then every notebook against i
 	rm -rf $(TEST_CACHE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not browser"
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
@@ -52,12 +54,15 @@ test-slow: $(MADE_TEST) ## the tests that take more than about ten seconds each
 test-fuzz: $(MADE_TEST) ## 30,000 damaged and odd inputs, five to twenty minutes; make test-fuzz FUZZ=100000 tries more
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
 
+test-browser: $(MADE_BROWSER) ## lessons in JupyterLab and all pages, in Chromium; screenshots go to build/screenshots
+	$(BIN)/python -m pytest -m browser tests/browser
+
 test-faults: $(MADE_TEST) ## put small faults in, note who sees them: two hours; may be stopped, and goes on
 	$(BIN)/python benchmarks/seed_faults.py
 
 coverage: $(MADE_TEST) ## which lines quick tests and lessons run; fails below 90 percent
 	rm -rf $(TEST_CACHE) build/coverage
-	$(BIN)/coverage run -m pytest -q -m "not slow" -k "not disk_without_room"
+	$(BIN)/coverage run -m pytest -q -m "not slow and not browser" -k "not disk_without_room"
 	cd notebooks && for lesson in *.ipynb; do $(abspath $(BIN))/coverage run --rcfile=../pyproject.toml \
 		-m IPython $$lesson > /dev/null || exit 1; done
 	$(BIN)/coverage combine
@@ -81,7 +86,7 @@ matrix: $(MADE_TEST)
 	@test -n "$(UV)" || { echo "this needs uv: pip install uv" >&2; exit 1; }
 	rm -rf $(TREE) && $(BIN)/python -m venv $(TREE)
 	"$(UV)" pip install --python $(TREE)/bin/python --resolution $(RELEASES) -e ".[test]"
-	GENAILAB_CACHE=$(abspath $(TREE)/cache) $(TREE)/bin/python -m pytest -m "not slow"
+	GENAILAB_CACHE=$(abspath $(TREE)/cache) $(TREE)/bin/python -m pytest -m "not slow and not browser"
 	GENAILAB_CACHE=$(abspath $(TREE)/cache) $(TREE)/bin/genailab run
 
 lab: $(MADE) ## open JupyterLab on the lessons
@@ -93,6 +98,10 @@ record: $(MADE) ## execute the notebooks and write their outputs, the reference 
 
 editions: $(MADE) ## a student's and a solutions edition of every lesson, in build/editions
 	$(BIN)/python docs/editions.py build/editions
+
+site: $(MADE_DOCS) ## lessons, pages for teachers and functions as a site, in build/site; needs no network
+	$(BIN)/codespell README.md CONTRIBUTING.md data/README.md docs notebooks genailab_helpers
+	$(BIN)/python docs/site/build.py build/site
 
 bench: $(MADE_BENCH) ## run every bench_*.py script under benchmarks/, one after the other
 	@missed=0; for script in benchmarks/bench_*.py; do \
@@ -122,4 +131,12 @@ $(MADE_TEST): $(MADE)
 
 $(MADE_BENCH): $(MADE_TEST)
 	$(INSTALL) -e ".[bench]"
+	@touch $@
+
+$(MADE_DOCS): $(MADE)
+	$(INSTALL) -e ".[docs]"
+	@touch $@
+
+$(MADE_BROWSER): $(MADE_TEST)
+	$(INSTALL) -e ".[browser]"
 	@touch $@

@@ -166,7 +166,7 @@ def measure_lines(tree: Path) -> dict[str, dict[str, list[str]]]:
     runs = {f"notebooks/{path.name}": ["IPython", path.name]
             for path in sorted((tree / "notebooks").glob("*.ipynb"))}
     # those tests leave no room on the disk, not for coverage either
-    runs[""] = ["pytest", "-q", "-m", "not slow", "-k", "not disk_without_room"]
+    runs[""] = ["pytest", "-q", "-m", "not slow and not browser", "-k", "not disk_without_room"]
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, arguments in runs.items():
         data = WORK / "coverage" / (Path(name).stem or "tests")
@@ -252,7 +252,7 @@ def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> di
         for who, groups in asked.items():
             seen[who] = ""
             for group in filter(None, groups):
-                options = [*NBVAL] if who == "notebooks" else ["-m", "not slow"]
+                options = [*NBVAL] if who == "notebooks" else ["-m", "not slow and not browser"]
                 if group == [fault.file]:
                     seen[who] = differs(fault, tree)
                     continue

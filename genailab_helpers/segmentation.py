@@ -73,7 +73,7 @@ class Segmenter:
 
 
 def dice(first: Tensor, second: Tensor) -> float:
-    """Return the overlap 2 |A and B| / (|A| + |B|) of two bool masks of one shape."""
+    """Return the overlap `2 |A and B| / (|A| + |B|)` of two bool masks of one shape."""
     if first.shape != second.shape:
         raise ValueError(f"masks: expected one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
     return 2 * int((first & second).sum()) / max(1, int(first.sum() + second.sum()))

@@ -145,7 +145,7 @@ class SoftLabels(GradeLoss):
 
     Notes
     -----
-    L = -sum_k t_k log softmax(z)_k with t_k = exp(-alpha |k - y|) / sum_j exp(-alpha |j - y|)
+    `L = -sum_k t_k log softmax(z)_k` with `t_k = exp(-alpha |k - y|) / sum_j exp(-alpha |j - y|)`
     (Diaz and Marathe, Soft Labels for Ordinal Regression, CVPR 2019). Decoder: the most probable grade. The
     targets are softer than the truth, so the probabilities need temperature scaling.
     """

@@ -42,7 +42,7 @@ def qwk(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def linear_kappa(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return Cohen's kappa with weights |i - j|."""
+    """Return Cohen's kappa with weights `|i - j|`."""
     k = np.arange(int(max(labels.max(), predicted.max())))
     truth, guess = ((np.bincount(x, minlength=len(k) + 1).cumsum() / len(x))[k] for x in (labels, predicted))
     by_chance = (truth * (1 - guess) + guess * (1 - truth)).sum()
@@ -107,7 +107,7 @@ def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def ece(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = 15) -> float:
     """Return the calibration error of the most probable class, in `n_bins` bins of equal width.
 
-    The sum over bins of (images in it / N) |accuracy - mean confidence| (Guo et al. 2017). Chance alone
+    The sum over bins of (images in it / N) `|accuracy - mean confidence|` (Guo et al. 2017). Chance alone
     raises it above 0, and more so in a resample: the interval lies too high, the more the fewer the images.
     """
     return _gap(np.ceil(probabilities.max(1) * n_bins), labels, probabilities)

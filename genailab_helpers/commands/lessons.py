@@ -20,8 +20,10 @@ from genailab_helpers.commands.pages import export_page
 IMAGES = ("DATA", "EXTERNAL")  # parameters that name a folder of images
 
 _INDEX = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>GenAI Lab: executed lessons</title>
-<style>body { font-family: sans-serif; margin: 2em auto; max-width: 60em }
-th, td { text-align: left; padding: .4em 1em .4em 0; vertical-align: top }</style>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body { font-family: sans-serif; margin: 2em auto; padding: 0 1em; max-width: 60em }
+th, td { text-align: left; padding: .4em 1em .4em 0; vertical-align: top }
+td:nth-child(n + 3) { overflow-wrap: anywhere }</style>
 <h1>GenAI Lab: executed lessons</h1><p>Teaching material, not for diagnosis.</p><table>
 <tr><th>Lesson</th><th>Time taken</th><th>Parameters</th><th>Notebook</th></tr>
 """

@@ -5,8 +5,14 @@ import re
 from html import escape
 from typing import Any
 
-# nbconvert shows hidden sources, and closes `<details>` before the text that it is to fold.
-_FOLDED = """{% extends 'lab/index.html.j2' %}{% block input %}
+# nbconvert shows hidden sources, and closes `<details>` before the text that it is to fold. On a narrow
+# page it cuts code off, and its greys and greens are too pale for some.
+_FOLDED = """{% extends 'lab/index.html.j2' %}{% block html_head_css %}{{ super() }}<style>
+body.jp-Notebook pre { white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere }
+body.jp-Notebook .jp-RenderedHTMLCommon a { text-decoration: underline }
+body.jp-Notebook { --jp-cell-prompt-not-active-opacity: 1; --jp-mirror-editor-comment-color: #2e6060;
+--jp-mirror-editor-number-color: #060; --jp-mirror-editor-operator-color: #81c }
+</style>{% endblock %}{% block input %}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
 <details><summary style="font-family:sans-serif">One way to solve it</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{% endblock %}"""
@@ -30,24 +36,30 @@ def export_page(notebook: Any, title: str) -> str:
         return block[1] + re.sub(r"\n(?=\n)", "\n&#10;", inner).replace("&#10;\n", "&#10;") + block[3]
 
     page = copy.deepcopy(notebook)
+    replace_widgets(page)
     drawn: list[str] = []
     for cell in page.cells:
         if cell.cell_type == "markdown":
             source, formulas = draw_formulas(cell.source, len(drawn))
             drawn += formulas
             cell.source = _DETAILS.sub(fold, source)
+    exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
+    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": title}})
+    return _PLACE.sub(lambda place: drawn[int(place[1])], _FETCHED.sub("", str(html)))
+
+
+def replace_widgets(notebook: Any) -> None:
+    """Put a sentence in the place of controls, which need a kernel; drop progress bars, which are over."""
+    for cell in notebook.cells:
         shown = []
         for output in cell.get("outputs", ()):
             if _WIDGET in output.get("data", {}):
-                if output.output_type == "display_data":  # a progress bar, which is over
+                if output.output_type == "display_data":
                     continue
                 output.data = {"text/plain": "Controls: open the notebook in JupyterLab to move them."}
             shown.append(output)
         if cell.cell_type == "code":
             cell.outputs = shown
-    exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
-    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": title}})
-    return _PLACE.sub(lambda place: drawn[int(place[1])], _FETCHED.sub("", str(html)))
 
 
 def draw_formulas(markdown: str, n_before: int = 0) -> tuple[str, list[str]]:

@@ -45,7 +45,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> floa
 
     Notes
     -----
-    |mu_a - mu_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2) (Dowson and Landau 1982, Heusel et al. 2017); the
+    `|mu_a - mu_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2)` (Dowson and Landau 1982, Heusel et al. 2017); the
     symmetric form needs only real eigenvalues. It falls with the number of images even when nothing else
     changes: compare only distances of equal N and M.
     """
@@ -237,7 +237,7 @@ def radial_spectrum(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     frequencies : numpy.ndarray
         (H // 2,) 1 to H // 2 cycles per image.
     log_power : numpy.ndarray
-        (H // 2,) log10 of |FFT / H^2|^2, averaged over directions (within half a cycle) and images.
+        (H // 2,) log10 of `|FFT / H^2|^2`, averaged over directions (within half a cycle) and images.
         White noise of variance v lies at log10(v / H^2) everywhere. Silence reads as -20.
 
     Raises

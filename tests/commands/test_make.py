@@ -20,7 +20,7 @@ def clone(tmp_path: Path) -> Path:
     (folder / "tests").mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    for made in (".made", ".made-test", ".made-bench"):
+    for made in (".made", ".made-test", ".made-bench", ".made-docs", ".made-browser"):
         (folder / ".venv" / made).touch()
     return folder
 
@@ -39,9 +39,9 @@ def make(clone: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 def test_help_names_every_target(clone: Path) -> None:
     said = make(clone).stdout
-    for target in ("run", "test", "test-slow", "test-fuzz", "test-faults", "coverage",
-                   "report-determinism", "budgets", "lab", "record", "editions", "bench",
-                   "bench-diffusion", "clean"):
+    for target in ("run", "test", "test-slow", "test-fuzz", "test-faults", "test-browser", "coverage",
+                   "report-determinism", "budgets", "test-oldest", "test-newest", "lab", "record", "editions",
+                   "site", "bench", "bench-diffusion", "clean"):
         assert f"make {target} " in said
 
 

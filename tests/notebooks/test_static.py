@@ -213,6 +213,49 @@ def exercises(notebook: NotebookNode) -> Iterator[str]:
         yield f"there are {solved} exercises, at least {MIN_EXERCISES} are expected"
 
 
+def widgets_outlive_the_lesson(notebook: NotebookNode) -> Iterator[str]:
+    """A slider redraws long after "Run All": what its function reads must not be something else by then."""
+    trees = [ast.parse(cell.source) for cell in code_cells(notebook)]
+    functions: dict[str, ast.FunctionDef] = {}
+    for number, tree in enumerate(trees, start=1):
+        functions |= {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "explore":
+                drawn = call.args[0].id if call.args and isinstance(call.args[0], ast.Name) else ""
+                read = global_names(drawn, functions)
+                for later, rebound in enumerate(map(bound_names, trees[number:]), start=number + 1):
+                    if both := sorted(read & rebound):
+                        yield f"code cell {later} binds {', '.join(both)} anew, which the widget of cell " \
+                              f"{number} reads"
+
+
+def global_names(name: str, functions: dict[str, ast.FunctionDef],
+                 seen: frozenset[str] = frozenset()) -> set[str]:
+    """Return what a function, and those of the notebook that it calls, read from outside."""
+    if name not in functions or name in seen:
+        return set()
+    names = [node for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    own |= {argument.arg for argument in ast.walk(functions[name]) if isinstance(argument, ast.arg)}
+    read = {node.id for node in names} - own
+    return read.union(*(global_names(other, functions, seen | {name}) for other in read))
+
+
+def bound_names(tree: ast.Module) -> set[str]:
+    """Return what a cell binds outside of functions and comprehensions."""
+    bound, todo = set(), list(tree.body)
+    inner = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif not isinstance(node, inner):
+            todo += ast.iter_child_nodes(node)
+    return bound
+
+
 def widgets(notebook: NotebookNode) -> Iterator[str]:
     if not any(WIDGET_VIEW in output.get("data", {}) for _, output in outputs(notebook)):
         yield "there is no widget"
@@ -221,7 +264,8 @@ def widgets(notebook: NotebookNode) -> Iterator[str]:
 RULES: list[Rule] = [
     execution_counts, recorded_as_it_stands, no_warnings, no_errors, no_absolute_path, kernel, title,
     disclaimer, leaves_torchvision_to_the_package, parameters, short_cells, prose_before_code,
-    every_cell_is_compared, alternative_texts, alternative_texts_differ, plain_words, exercises, widgets]
+    every_cell_is_compared, alternative_texts, alternative_texts_differ, plain_words, exercises, widgets,
+    widgets_outlive_the_lesson]
 
 
 def broken_rules(notebook: NotebookNode) -> dict[str, list[str]]:
@@ -274,7 +318,8 @@ def right_notebook() -> NotebookNode:
              code("show(figure)", data(html="<img alt='a chest' src='data:image/png;base64,/root/work/AA'>",
                                        plain="a chest")),
              text("A widget; half is 1/2 and $f:\\mathbb{R}$."),
-             code("explore(figure)", data(widget={}, plain="VBox()")),
+             code("def draw(size=1):\n    return figure * size\n\nexplore(draw)",
+                  data(widget={}, plain="VBox()")),
              text("It fails."),
              code("1 / 0", {"output_type": "error", "ename": "E", "evalue": "", "traceback": []},
                   tags=["raises-exception"])]
@@ -338,6 +383,7 @@ FAULTS: list[tuple[str, Callable[[NotebookNode], Any]]] = [
     ("plain_words", with_code(LAST, source="print('one film repeated')")),
     ("plain_words", with_code(LAST, outputs=[stream("drawn by lot")])),
     ("exercises", with_code(7, metadata={"tags": ["exercise-stub"]})),
+    ("widgets_outlive_the_lesson", with_code(LAST, source="figure = 3")),
     ("widgets", with_code(4, outputs=[data(plain="VBox()")])),
 ]
 

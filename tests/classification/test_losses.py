@@ -180,3 +180,14 @@ def test_wrong_logits_are_refused(loss):
         loss(torch.zeros(0, loss.n_outputs), grades[:0])
     with pytest.raises(ValueError, match="num_classes"):
         type(loss)(1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_coral_starts_with_all_grades_equally_probable(num_classes):
+    """Whatever the order in which probabilities are read: the biases themselves descend."""
+    head, loss = CoralHead(4, num_classes), LOSSES["coral"](num_classes)
+    logits = head(torch.zeros(1, 4))
+    assert (logits.diff() < 0).all()
+    expected = torch.full((1, num_classes), 1 / num_classes)
+    torch.testing.assert_close(loss.probabilities(logits), expected)
+    torch.testing.assert_close((1 - logits.sigmoid())[0], torch.arange(1, num_classes) / num_classes)

@@ -81,7 +81,7 @@ def thumbnail(lesson: nbformat.NotebookNode, number: str) -> bytes:
 
 def lesson_cards() -> str:
     """Return the rows of README's table of lessons as cards with a picture."""
-    rows = re.findall(r"^\| \[(.+?)\]\((notebooks/.+?)\.ipynb\) \| (.+?) \| (.+?) \|$",
+    rows = re.findall(r"^\| \[(.+?)\]\((notebooks/.+?)\.ipynb\) \| (.+?) \| (\d+ minutes) \|",
                       (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     cards = [f"<div>\n\n![]({place}.png)\n\n**[{title}]({place}.ipynb)**\n\n"
              f"{what[0].upper()}{what[1:]} ({minutes}).\n\n</div>" for title, place, what, minutes in rows]

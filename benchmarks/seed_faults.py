@@ -257,6 +257,8 @@ def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> di
                     seen[who] = differs(fault, tree)
                     continue
                 status, said = run(tree, ["pytest", "-x", "-q", "-p", "no:cacheprovider", *options, *group])
+                if status == 4:  # pytest did not understand what it was asked: nobody has seen anything
+                    raise RuntimeError(said)
                 if status not in (0, 5):
                     failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
                     seen[who] = failed[0][:140] if failed else f"status {status}"
@@ -355,6 +357,10 @@ def report(faults: list[tuple[Fault, dict[str, Any]]], changed: list[tuple[Fault
     caught = sum(bool(seen["notebooks"] or seen["tests"]) for _, seen in faults)
     by_lessons = sum(bool(seen["notebooks"]) for _, seen in run_by_lessons)
     killed = sum(bool(seen["tests"]) for _, seen in changed)
+    listed, drawn = len(read_faults()), len(draw_mutants())
+    rest = [] if (len(faults), len(changed)) == (listed, drawn) else [
+        f"**Not finished**: {len(faults)} of {listed} faults and {len(changed)} of {drawn} mutants were shown "
+        "so far; `make test-faults` goes on.", ""]
     missed = [f"- {fault.name} (`{fault.file}`): {reason(fault.name)}"
               for fault, seen in [*faults, *changed]
               if not (seen["notebooks"] or seen["tests"])]
@@ -363,7 +369,7 @@ def report(faults: list[tuple[Fault, dict[str, Any]]], changed: list[tuple[Fault
     return "\n".join([
         "# Faults put in on purpose, and who sees them", "",
         "`make test-faults` writes this page: see `benchmarks/seed_faults.py` for how, and "
-        "`tests/faults/faults.toml` for the list.", "",
+        "`tests/faults/faults.toml` for the list.", "", *rest,
         f"- **{caught} of {len(faults)} faults are seen** by the notebooks, the unit tests or both.",
         f"- The notebooks alone see **{by_lessons} of the {len(run_by_lessons)}** in lines that lessons run.",
         f"- The unit tests see **{killed} of {len(changed)} random mutants** (one operator or number each, "

@@ -359,8 +359,8 @@ def report(faults: list[tuple[Fault, dict[str, Any]]], changed: list[tuple[Fault
     killed = sum(bool(seen["tests"]) for _, seen in changed)
     listed, drawn = len(read_faults()), len(draw_mutants())
     rest = [] if (len(faults), len(changed)) == (listed, drawn) else [
-        f"**Not finished**: {len(faults)} of {listed} faults and {len(changed)} of {drawn} mutants were shown "
-        "so far; `make test-faults` goes on.", ""]
+        f"**Not finished**: {len(faults)} of {listed} faults and {len(changed)} of {drawn} mutants were "
+        "shown so far; `make test-faults` goes on.", ""]
     missed = [f"- {fault.name} (`{fault.file}`): {reason(fault.name)}"
               for fault, seen in [*faults, *changed]
               if not (seen["notebooks"] or seen["tests"])]

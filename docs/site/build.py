@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # The figure that stands for a lesson on the first page, by words of its alternative text.
 THUMBNAILS = {"01": "five edited versions", "02": "with coloured masks over both lungs",
-              "03": "One chest image under rising noise", "04": "Three severe spines with their Grad-CAM",
+              "03": "One chest image under rising noise", "04": "Three spines of grade 3 or above",
               "05": "One rendered chest four times"}
 INNER = re.compile(r"\.(commands|nbregression|lessons\.(checks|diagrams)_\d\d)\b|\._|progress$")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}

@@ -237,6 +237,20 @@ def test_inpainting_answers_to_the_known_pixels_the_more_it_repeats():
     assert fill_in(1)[0] < 0.6  # what replacing pixels alone reaches
 
 
+@pytest.mark.parametrize("grey", [-3.0, 3.0])
+def test_what_is_beyond_black_and_white_is_cut_off(grey):
+    class Certain:
+        image_shape = (1, 2, 2)
+
+        def __call__(self, x, sigma, labels=None):
+            return torch.full_like(x, grey)
+
+    known = torch.tensor([True, False]).expand(2, 2)
+    filled = inpaint(Certain(), torch.zeros(1, 1, 2, 2), known, n_steps=3, n_repeats=1)
+    assert filled[..., 1].unique().tolist() == [grey / 3]
+    assert sample_ddim(Certain(), 1, n_steps=3).unique().tolist() == [grey / 3]
+
+
 def test_a_variation_keeps_what_the_noise_leaves(network):
     images = torch.rand((40, 1, 16, 16), generator=torch.Generator().manual_seed(2)) * 2 - 1
     moved = [(vary(network, images, strength, seed=3) - images).square().mean().item()

@@ -27,6 +27,9 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     assert got.n == 400
     # the standard deviation of a 2.5 % quantile of 4,000 is about 3 % of the width
     assert got.high - got.low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(400), rel=0.1)
+    error = x.std() / math.sqrt(400)
+    for end, z in ((got.low, -1.96), (got.high, 1.96)):
+        assert end == pytest.approx(x.mean() + z * error, abs=0.1 * error)
     narrower = bootstrap_interval(np.mean, x, level=0.5)
     assert narrower.high - narrower.low < 0.5 * (got.high - got.low)
 

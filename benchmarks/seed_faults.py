@@ -71,6 +71,11 @@ class Fault(NamedTuple):
                 self._renew(notebook.cells[number])
         return nbformat.writes(notebook) + "\n"
 
+    def is_code(self, text: str) -> bool:
+        """Whether it stands in what is run, and not in a text or in what was recorded."""
+        return not self.file.endswith(".ipynb") or ("source" in self.where and any(
+            self.old in cell.source for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code"))
+
     @staticmethod
     def _renew(cell: Any) -> None:
         """Give a cell the digest that recording would: what it shows has to tell the fault, not that."""
@@ -245,7 +250,7 @@ def show(fault: Fault, tree: Path, lines: dict[str, dict[str, list[str]]]) -> di
     path = tree / fault.file
     sound = path.read_text(encoding="utf-8")
     lessons, tests = who_runs(fault, lines)
-    seen: dict[str, Any] = {"lessons run it": bool(lessons)}
+    seen: dict[str, Any] = {"lessons run it": bool(lessons) and fault.is_code(sound)}
     path.write_text(fault.applied(sound), encoding="utf-8")
     try:
         asked = {"tests": [tests], "notebooks": [[lesson] for lesson in lessons] * (fault.kind != "mutant")}

@@ -425,3 +425,23 @@ def test_a_graphics_card_trains_alike(tmp_path):
     assert on_card == pytest.approx(losses, rel=0.05)  # eight bits of mantissa
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert sample_heun(load_denoiser(tmp_path / "model.safetensors"), 2, n_steps=2).isfinite().all()
+
+
+def test_a_tenth_of_the_labels_is_withheld_and_becomes_no_class():
+    asked = []
+
+    class Listener:
+        num_classes = 3
+
+        def __call__(self, x, sigma, labels):
+            asked.append(labels)
+            return x
+
+        def scales(self, sigma):
+            return torch.ones(len(sigma), 1, 1, 1), None
+
+    labels = torch.arange(3000) % 3
+    denoiser_loss(Listener(), torch.zeros(3000, 1, 1, 1), labels, torch.Generator().manual_seed(0))
+    withheld = asked[0] == 3
+    assert withheld.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(asked[0][~withheld], labels[~withheld])

@@ -8,6 +8,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import seaborn as sns
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,3 +214,16 @@ def test_a_class_with_a_dollar_is_written_and_no_formula():
     ax.set_yscale("log")
     figure_png(fig)
     assert all(label.get_parse_math() for label in ax.get_yticklabels())  # 10 to a power is still one
+
+
+def test_titles_and_masks_belong_to_their_own_image():
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    for i in range(3):
+        masks[i, i, i] = True
+    fig = image_grid(torch.zeros(3, 1, 8, 8), ["one", "two", "three"], masks={"lung": masks})
+    assert [ax.get_title() for ax in fig.axes] == ["one", "two", "three"]
+    for i, ax in enumerate(fig.axes):
+        assert np.argwhere(np.asarray(ax.images[1].get_array())[..., 3] > 0).tolist() == [[i, i]]
+    assert [tuple(ax.images[1].get_array()[i, i, :3]) for i, ax in enumerate(fig.axes)] \
+        == [sns.color_palette("colorblind")[0]] * 3
+    plt.close(fig)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from report_determinism import code_cells, declared_tolerance
 
-from genailab_helpers.nbregression import TOLERANCE, compare_outputs
+from genailab_helpers.nbregression import compare_outputs
 
 ROOT = Path(__file__).parents[1]
 Compare = Callable[[NotebookNode, NotebookNode], bool]  # of the recorded and the new cell: do they differ?
@@ -25,8 +25,7 @@ Compare = Callable[[NotebookNode, NotebookNode], bool]  # of the recorded and th
 
 def ours(old: NotebookNode, new: NotebookNode) -> bool:
     """Whether this project's comparison, with the tolerance of the cell, calls it changed."""
-    tags = [tag for tag in old.metadata.get("tags", ()) if tag.startswith("tolerance-")]
-    return bool(compare_outputs(old.outputs, new.outputs, float(tags[0][10:]) if tags else TOLERANCE))
+    return bool(compare_outputs(old.outputs, new.outputs, declared_tolerance(old)))
 
 
 def nbval(old: NotebookNode, new: NotebookNode) -> bool:
@@ -59,11 +58,6 @@ def _with_short_texts(cell: NotebookNode) -> NotebookNode:
 
 
 COMPARISONS: dict[str, Compare] = {"ours": ours, "nbval": nbval, "pytest-notebook": pytest_notebook}
-
-
-def code_cells(path: Path) -> list[Any]:
-    """Return the code cells of a notebook."""
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 def changed(run: Path, compare: Compare) -> int:

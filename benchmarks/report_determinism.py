@@ -66,6 +66,12 @@ def code_cells(path: Path) -> list[Any]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def declared_tolerance(cell: Any) -> float:
+    """Return the tolerance that the tags of a cell declare, or else the usual one."""
+    return next((float(tag.removeprefix("tolerance-")) for tag in cell.metadata.get("tags", ())
+                 if tag.startswith("tolerance-")), TOLERANCE)
+
+
 def differences(path: Path, runs: Iterable[Path]) -> list[tuple[int, float, float, float]]:
     """Return number, declared tolerance, and what numbers and figures need, of each cell of a lesson."""
     def is_stream(output: Any) -> bool:
@@ -74,11 +80,9 @@ def differences(path: Path, runs: Iterable[Path]) -> list[tuple[int, float, floa
     cells, *others = (code_cells(place) for place in (path, *runs))
     found = []
     for number, cell in enumerate(cells):
-        declared = [float(tag.removeprefix("tolerance-")) for tag in cell.metadata.get("tags", [])
-                    if tag.startswith("tolerance-")]
         text, figure = (max(least_tolerance(cell.outputs, other[number].outputs, kind) for other in others)
                         for kind in (is_stream, lambda output: not is_stream(output)))
-        found.append((number + 1, declared[0] if declared else TOLERANCE, text, figure))
+        found.append((number + 1, declared_tolerance(cell), text, figure))
     return found
 
 

@@ -28,8 +28,9 @@ from queue import Queue
 from typing import Any, NamedTuple
 
 import nbformat
+from report_determinism import declared_tolerance
 
-from genailab_helpers.nbregression import TOLERANCE, compare_outputs, fingerprint
+from genailab_helpers.nbregression import compare_outputs, fingerprint
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "faults"
@@ -287,9 +288,8 @@ def differs(fault: Fault, tree: Path) -> str:
     number = 0
     for cell, other, recorded in zip(faulty.cells, now.cells, sound.cells, strict=True):
         number += cell.cell_type == "code"
-        tolerance = next((float(tag[10:]) for tag in recorded.metadata.get("tags", ())
-                          if tag.startswith("tolerance-")), TOLERANCE)
-        if cell.cell_type == "code" and compare_outputs(cell.outputs, other.outputs, tolerance):
+        if cell.cell_type == "code" and compare_outputs(cell.outputs, other.outputs,
+                                                        declared_tolerance(recorded)):
             return f"{Path(fault.file).name}, code cell {number}: outputs differ"
     return ""
 

@@ -27,9 +27,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # The figure that stands for a lesson on the first page, by words of its alternative text.
 THUMBNAILS = {"01": "five edited versions", "02": "with coloured masks over both lungs",
-              "03": "One chest image under rising noise", "04": "Three spines of grade 3 or above",
+              "03": "Two rows of generated chests", "04": "Three spines of grade 3 or above",
               "05": "One rendered chest four times"}
-INNER = re.compile(r"\.(commands|nbregression|lessons\.(checks|diagrams)_\d\d)\b|\._|progress$")
+INNER = re.compile(r"\.(commands|nbregression|lessons\.checks_\d\d)\b|\._|progress$")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}
 
 
@@ -57,9 +57,12 @@ def gather(source: Path) -> None:
 
 
 def page_of(lesson: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the lesson with sentences for its widgets and its solutions folded."""
+    """Return the lesson with sentences for its widgets, its solutions folded and its diagrams in place."""
     replace_widgets(lesson)
     for cell in lesson.cells:
+        for name, picture in cell.pop("attachments", {}).items():
+            cell.source = cell.source.replace(f"attachment:{name}",
+                                              f"data:image/png;base64,{picture['image/png']}")
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
             cell.metadata.mystnb = {"code_prompt_show": "One way to solve it"}

@@ -36,13 +36,15 @@ def set_house_style() -> None:
     })
 
 
-def figure_png(fig: Figure) -> bytes:
+def figure_png(fig: Figure, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:
     """Encode a figure as a small PNG whose bytes depend on its pixels only.
 
     Parameters
     ----------
     fig : Figure
         Drawn on white, so that it can be read on a dark page too.
+    pixels_per_inch : int, default 144
+        Resolution.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def figure_png(fig: Figure) -> bytes:
     for text in fig.findobj(Text) + [t for a in fig.axes for t in a.get_xticklabels() + a.get_yticklabels()]:
         text.set_parse_math("mathdefault" in text.get_text())  # of ticks; a class may have a $
     drawn = io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, facecolor="white", transparent=False)
+    fig.savefig(drawn, format="png", dpi=pixels_per_inch, facecolor="white", transparent=False)
     picture = Image.open(drawn).convert("RGB")
     red, green, blue = picture.split()
     if red.tobytes() == green.tobytes() == blue.tobytes():

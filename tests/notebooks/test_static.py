@@ -188,6 +188,8 @@ def alternative_texts(notebook: NotebookNode) -> Iterator[str]:
 def alternative_texts_differ(notebook: NotebookNode) -> Iterator[str]:
     alts = [alt for _, output in outputs(notebook)
             for alt in _Images(output.get("data", {}).get("text/html", "")).alts]
+    alts += [alt for cell in notebook.cells if cell.cell_type == "markdown"
+             for alt in re.findall(r"!\[(.+?)\]\(", cell.source)]
     for alt in {alt for alt in alts if alts.count(alt) > 1}:
         yield f"two figures have the alternative text {alt[:80]!r}"
 

@@ -441,10 +441,11 @@ DIAGRAMS: dict[str, Callable[[], Figure]] = {
 
 def draw(name: str) -> bytes:
     """Return a diagram as a PNG."""
-    set_house_style()
-    fig = DIAGRAMS[name]()
-    plt.close(fig)
-    return figure_png(fig, pixels_per_inch=110)  # a browser shows it at this size, or as wide as its column
+    with plt.rc_context():
+        set_house_style()
+        fig = DIAGRAMS[name]()
+        plt.close(fig)
+        return figure_png(fig, pixels_per_inch=110)  # a browser shows it at this size, or as wide as its column
 
 
 def named(text: str) -> list[str]:

@@ -29,7 +29,7 @@ ROOT = HERE.parents[1]
 THUMBNAILS = {"01": "five edited versions", "02": "with coloured masks over both lungs",
               "03": "Two rows of generated chests", "04": "Three spines of grade 3 or above",
               "05": "One rendered chest four times"}
-INNER = re.compile(r"\.(commands|nbregression|lessons\.checks_\d\d)\b|\._|progress$")
+INNER = re.compile(r"\.(commands|nbregression|lessons\.checks)\b|\._|progress$")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}
 
 

@@ -8,45 +8,20 @@ the notebook runs both: the stub's output says "not solved yet", the solution's 
 """
 
 import functools
-import importlib.util
 import inspect
 import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from nbformat import NotebookNode
+
+from genailab_helpers.lessons.checks import CHECKS, NotSolved
 
 STUB, SOLUTION = "exercise-stub", "exercise-solution"  # tags of cells
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 BLANK = "...  # your code here"
-_checks: dict[str, Callable[[Any], None]] = {}
 _own: dict[str, Any] = {}  # answers of the reader that passed, by the number of the exercise
-
-
-class NotSolved(Exception):
-    """What a self-check raises: what is wrong with an answer, without giving the right one."""
-
-
-def self_check(number: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as the self-check of an exercise.
-
-    Parameters
-    ----------
-    number : str
-        The exercise as "lesson.exercise", for example "2.1". The checks of lesson 2 live in
-        `genailab_helpers.lessons.checks_02`.
-
-    Returns
-    -------
-    callable
-        A decorator for `f(answer) -> None`, which raises `NotSolved` where the answer is not right.
-    """
-    def register(judge: Callable[[Any], None]) -> Callable[[Any], None]:
-        _checks[number] = judge
-        return judge
-    return register
 
 
 def check(number: str, answer: Any) -> Any:
@@ -72,10 +47,11 @@ def check(number: str, answer: Any) -> Any:
     ValueError
         If there is no such exercise.
     """
-    judge = _find_check(number)
+    if number not in CHECKS:
+        raise ValueError(f"there is no exercise {number!r}; expected one of {', '.join(sorted(CHECKS))}")
     try:
         _refuse_blank(answer)
-        judge(_refusing_blanks(answer) if inspect.isfunction(answer) else answer)
+        CHECKS[number](_refusing_blanks(answer) if inspect.isfunction(answer) else answer)
     except NotSolved as reason:
         print(f"Exercise {number} not solved yet: {reason}")
     except Exception as error:
@@ -97,38 +73,6 @@ def _is_solution(answer: Any) -> bool:
         return BEGIN in inspect.getsource(answer)
     except (TypeError, OSError):
         return False
-
-
-def expect_close(got: Any, want: Any, what: str) -> None:
-    """Demand the right numbers; say what was expected and what came, at the first place that is wrong.
-
-    Parameters
-    ----------
-    got, want : array_like
-        The learner's numbers and the right ones, of one shape.
-    what : str
-        What the numbers are, to begin the message with.
-
-    Raises
-    ------
-    NotSolved
-        If `got` is not made of numbers, has another shape, is not finite, or is off by more than a thousandth
-        of the largest right value (in size).
-    """
-    right = torch.as_tensor(want, dtype=torch.float64, device="cpu").detach()
-    try:
-        numbers = torch.as_tensor(got, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise NotSolved(f"{what} should be made of numbers, yours is a {type(got).__name__}") from error
-    if numbers.shape != right.shape:
-        raise NotSolved(f"{what} should have shape {tuple(right.shape)}, yours has {tuple(numbers.shape)}")
-    if n_infinite := int((~numbers.isfinite()).sum()):
-        raise NotSolved(f"{what} should be finite, {n_infinite} of your {numbers.numel()} values are not")
-    wrong = (numbers - right).abs() > 1e-3 * right.abs().max()
-    if wrong.any():
-        place = tuple(torch.nonzero(wrong)[0].tolist())
-        where = f" at {list(place)} ({int(wrong.sum())} of {right.numel()} places are wrong)" if place else ""
-        raise NotSolved(f"{what}{where}: expected {right[place]:.4g}, got {numbers[place]:.4g}")
 
 
 def make_stub(source: str) -> str:
@@ -223,17 +167,6 @@ def refresh_stubs(notebook: NotebookNode) -> None:
             raise ValueError(f"exercise {number}: {error}") from error
     for i, source in stubs.items():
         notebook.cells[i].source = source
-
-
-def _find_check(number: str) -> Callable[[Any], None]:
-    lesson = number.partition(".")[0]
-    module = f"{__package__}.checks_{lesson:>02}"
-    if importlib.util.find_spec(module):
-        importlib.import_module(module)
-    if number not in _checks:
-        known = ", ".join(sorted(n for n in _checks if n.startswith(f"{lesson}."))) or "none"
-        raise ValueError(f"there is no exercise {number!r}, such as '2.1'; lesson {lesson} has {known}")
-    return _checks[number]
 
 
 def _refuse_blank(answer: Any) -> None:

@@ -140,7 +140,7 @@ MISTAKES = [
     ("1.2", by_name, "name of the file"), ("1.2", by_bytes, "bytes of the files"),
     ("1.2", by_mean, "a mean or a histogram"), ("1.2", by_corner, "use every pixel"),
     ("1.2", by_sorted_values, "forgets where a pixel was"),
-    ("1.2", without_shape, "lost the shape"), ("1.2", as_list, "key of a dictionary"),
+    ("1.2", without_shape, "lost the shape"), ("1.2", as_list, "key for a dictionary"),
     ("1.3", signed, "sign of the correlation"), ("1.3", without_mirror, "mirror image"),
     ("1.3", rightwards_only, "all four directions"), ("1.3", rolled, "comes back on the other side"),
     ("1.3", too_far, "further than reach"), ("1.3", always_one, "two different images"),

@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow  # a kernel imports torch
 START = """\
 import torch
 from genailab_helpers.lessons import check, explore, image_grid, start_lesson
-from genailab_helpers.lessons.exercises import expect_close, self_check
+from genailab_helpers.lessons.checks import expect, self_check
 
 generator = start_lesson(seed=1)
 
 
 @self_check("99.1")
 def _(double):
-    expect_close(double(2), 4, "twice two")"""
+    expect(double(2), 4, "twice two")"""
 SOLUTION = """\
 def double(x):
     # BEGIN SOLUTION

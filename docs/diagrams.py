@@ -445,7 +445,7 @@ def draw(name: str) -> bytes:
         set_house_style()
         fig = DIAGRAMS[name]()
         plt.close(fig)
-        return figure_png(fig, pixels_per_inch=110)  # a browser shows it at this size, or as wide as its column
+        return figure_png(fig, pixels_per_inch=110)  # a browser shows it at this size, if its column allows
 
 
 def named(text: str) -> list[str]:

@@ -217,6 +217,7 @@ def noise_axis() -> Figure:
     for axis, image, sigma in zip(axes, noisy, levels, strict=True):
         axis.imshow(image[0], vmin=-1, vmax=1)
         axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
         axis.set_xlabel(f"σ = {sigma:g}")
     for height, start, end, colour, text in (
             (0.91, 0.02, 0.98, ORANGE, "forward process: add noise (one formula, nothing to learn)"),

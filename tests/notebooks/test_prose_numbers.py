@@ -38,7 +38,8 @@ NUMBER = re.compile(
     r"(?!(?:st|nd|rd|th|D)\b)(?P<percent>\s?(?:\\?%|percent\b|per cent\b))?")
 PART = r"\d+(?:\.\d+)?"
 NO_NUMBERS = [re.compile(pattern, re.MULTILINE | re.DOTALL | re.IGNORECASE) for pattern in (
-    r"^(```|~~~).*?^\1", r"(`+).+?\1", r"<!--.*?-->", r"<[a-z/][^>]*>", r"\]\([^)]*\)", r"\b(?:https?|ftp)://\S+",
+    r"^(```|~~~).*?^\1", r"(`+).+?\1", r"!\[[^\]]*\]\(attachment:\S+\)",
+    r"<!--.*?-->", r"<[a-z/][^>]*>", r"\]\([^)]*\)", r"\b(?:https?|ftp)://\S+",
     r"\b(?:arxiv|doi):\s?\S+", r"^\s*\d+[.)]\s", rf"^#+\s+{PART}\.?\s",
     rf"\b(?:exercise|lesson|notebook|section|figure|table)s?\s+{PART}(?:(?:,| and| to| or)\s+{PART})*")]
 CITED_YEAR = re.compile(r"(?:[A-Z][a-z]+|et al\.),? \(?(?:19|20)\d\d\)")
@@ -186,6 +187,7 @@ def test_finds_claims(text: str, numbers: list[str]) -> None:
     "# 2. Synthetic X-rays", "## 2.1 Bones", "### Exercise 2.3: ribs", "1. First\n2. Second\n  3) Third",
     "as in lesson 3, exercises 2.1, 2.2 and 2.3", "`x = 3` and ``y = 4``", "```python\nx = 5\n```",
     "<img width=640 alt='7 ribs'>", "[here](film_7.png)",
+    "![seven curves that cross at 0.5](attachment:curves.png)",
     "see https://example.org/10.1000/182 and arXiv:2006.11239",
     "COVID-19, EfficientNet-Lite0, Lite0, v2, 2D and 3D", "the 1st and the 12th rib", "torch 2.13.0",
     "(Thomas 2020), Dar et al. (2024), Dar (2024), (Ho and Jain, 2020)",

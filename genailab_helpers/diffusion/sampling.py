@@ -7,24 +7,15 @@ only. Noise is drawn on the CPU, so that a seed gives the same images on every d
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genailab_helpers.diffusion.denoiser import karras_sigmas
+from genailab_helpers.diffusion.denoiser import Denoiser, karras_sigmas
 from genailab_helpers.radiographs import check_images
 
 Callback = Callable[[int, Tensor, Tensor], object]
-
-
-class DenoiserLike(Protocol):
-    """What a sampler needs: the shape (C, H, W) of an image, and D(x, sigma, labels)."""
-
-    image_shape: tuple[int, int, int]
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Estimate the images (N, C, H, W) behind noise of standard deviation `sigma`."""
 
 
 class Walk(NamedTuple):
@@ -90,7 +81,7 @@ def dpm_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Wa
 
 
 @torch.no_grad()
-def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
+def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
            labels: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None,
            callback: Callback | None = None, linear_above: float = math.inf) -> Tensor:
     """Walk from noise to images.
@@ -129,11 +120,10 @@ def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_
     ValueError
         If the labels do not fit the model or their number not that of the images.
     """
-    x, sigmas = x.to(_device(denoiser)), sigmas.to(_device(denoiser))
-    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
-    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    x, sigmas = (tensor.to(next(denoiser.parameters()).device) for tensor in (x, sigmas))
+    walk = _begin(denoiser, x, labels, guidance, generator, linear_above)
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        estimate = ask(x, sigma)
+        estimate = walk.ask(x, sigma)
         if callback:
             callback(i, x, estimate)
         x = step(x, estimate, sigma, lower, walk)
@@ -141,52 +131,38 @@ def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_
     return x.clamp(-1, 1)
 
 
-def _asker(denoiser: DenoiserLike, labels: Tensor | None, guidance: float,
-           linear_above: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function that gives the guided estimate for x and a noise level."""
+def _begin(denoiser: Denoiser, x: Tensor, labels: Tensor | None, guidance: float,
+           generator: torch.Generator | None, linear_above: float) -> Walk:
+    """Return how to ask for the guided estimate and for noise, if the labels fit model and images."""
+    if labels is not None:
+        if len(labels) != len(x) or not 0 <= labels.min() <= labels.max() < (denoiser.num_classes or 0):
+            raise ValueError(f"labels: got {labels.tolist()} for {len(x)} images and a model of "
+                             f"num_classes={denoiser.num_classes}; expected one below that for each image")
+        labels = labels.to(x.device)
+
     def ask(x: Tensor, sigma: Tensor) -> Tensor:
         if sigma > linear_above:
-            return denoiser.linear_estimate(x, sigma.expand(len(x)))  # type: ignore[attr-defined]
+            return denoiser.linear_estimate(x, sigma.expand(len(x)))
         estimate = denoiser(x, sigma, labels)
         if labels is None or guidance == 1:
             return estimate
         unlabelled = denoiser(x, sigma)
         return unlabelled + guidance * (estimate - unlabelled)
 
-    return ask
+    return Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
 
 
-def _device(denoiser: DenoiserLike) -> torch.device:
-    module = isinstance(denoiser, torch.nn.Module)
-    return next(denoiser.parameters()).device if module else torch.device("cpu")  # type: ignore[attr-defined]
-
-
-def _fitting(labels: Tensor | None, denoiser: DenoiserLike, x: Tensor) -> Tensor | None:
-    """Return labels beside x, or say why they do not fit."""
-    if labels is None:
-        return None
-    known = getattr(denoiser, "num_classes", None)
-    if known is None:
-        raise ValueError("labels were given, but this model was trained without labels")
-    if len(labels) != len(x) or not 0 <= int(labels.min()) <= int(labels.max()) < known:
-        raise ValueError(f"labels: expected one whole number from 0 to {known - 1} for each of {len(x)} "
-                         f"images, got {labels.tolist()}")
-    return labels.to(x.device)
-
-
-def _from_noise(step: Step, denoiser: DenoiserLike, n_samples: int, n_steps: int,
+def _from_noise(step: Step, denoiser: Denoiser, n_samples: int, n_steps: int,
                 seed: int | torch.Generator, labels: Tensor | None, guidance: float,
                 callback: Callback | None, linear_above: float = math.inf) -> Tensor:
-    if n_samples < 1:
-        raise ValueError(f"n_samples={n_samples}: expected at least 1")
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     sigmas = karras_sigmas(n_steps)
     x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
     return sample(denoiser, x, sigmas, step, labels, guidance, generator, callback, linear_above)
 
 
-def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
-                seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
+def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250,
+                seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0,
                 callback: Callback | None = None) -> Tensor:
     """Sample by `ddpm_step`: estimate the image, go back to it, add fresh noise.
 
@@ -198,7 +174,7 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
         Number of images.
     n_steps : int, default 250
         Noise levels of `karras_sigmas` to visit; one call of the denoiser each.
-    seed : int or torch.Generator, default 0
+    seed : int, default 0
         Source of all noise, on the CPU.
     labels, guidance, callback
         As for `sample`.
@@ -211,34 +187,34 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
     Raises
     ------
     ValueError
-        If `n_samples` or `n_steps` is below 1, or labels do not fit the model.
+        If `n_steps` is below 1, or labels do not fit the model.
     """
     return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-def sample_ddim(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 50, seed: int | torch.Generator = 0,
+def sample_ddim(denoiser: Denoiser, n_samples: int, *, n_steps: int = 50, seed: int = 0,
                 labels: Tensor | None = None, guidance: float = 1.0,
                 callback: Callback | None = None) -> Tensor:
     """Sample by `ddim_step`: the first noise decides the image. All else is as for `sample_ddpm`."""
     return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-def sample_heun(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, seed: int | torch.Generator = 0,
+def sample_heun(denoiser: Denoiser, n_samples: int, *, n_steps: int = 18, seed: int = 0,
                 labels: Tensor | None = None, guidance: float = 1.0,
                 callback: Callback | None = None) -> Tensor:
     """Sample by `heun_step`: two calls of the denoiser a step, one at the last. See `sample_ddpm`."""
     return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-def sample_dpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int | torch.Generator = 0,
+def sample_dpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
                labels: Tensor | None = None, guidance: float = 1.0,
                callback: Callback | None = None) -> Tensor:
     """Sample by `dpm_step`: where few calls can be paid, take this one. See `sample_ddpm`."""
     return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
 
 
-def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
-         seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
+         seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
     """Draw images that are variations of given ones: drown these in noise half-way, and walk back.
 
     Parameters
@@ -272,23 +248,16 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: expected a number above 0, at most 1")
-    _check_drawable(images, denoiser)
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    check_images(images)
+    generator = torch.Generator().manual_seed(seed)
     sigmas = karras_sigmas(n_steps)[n_steps - max(1, round(strength * n_steps)):]
     x = images.cpu() + sigmas[0] * torch.randn(images.shape, generator=generator)
     return sample(denoiser, x, sigmas, dpm_step, labels, guidance, generator)
 
 
-def _check_drawable(images: Tensor, denoiser: DenoiserLike) -> None:
-    check_images(images)
-    if images.shape[1:] != torch.Size(denoiser.image_shape):
-        raise ValueError(f"images: expected the shape that this model draws, (N, "
-                         f"{', '.join(map(str, denoiser.image_shape))}), got {tuple(images.shape)}")
-
-
 @torch.no_grad()
-def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
-            seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
+def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
+            seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0,
             linear_above: float = math.inf) -> Tensor:
     """Fill in what is missing in images, so that it fits what is there.
 
@@ -326,26 +295,23 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     """
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats}: expected at least 1")
-    if known.dtype != torch.bool:
-        raise ValueError(f"known: expected booleans, True where a pixel is kept, got {known.dtype}")
     images = torch.where(known, images, 0.0)
-    _check_drawable(images, denoiser)
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    sigmas = karras_sigmas(n_steps)
+    check_images(images)
+    generator, sigmas = torch.Generator().manual_seed(seed), karras_sigmas(n_steps)
     x = torch.randn(images.shape, generator=generator) * sigmas[0]
-    x, sigmas, images, known = (tensor.to(_device(denoiser)) for tensor in (x, sigmas, images, known))
-    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
-    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    where = next(denoiser.parameters()).device
+    x, sigmas, images, known = (tensor.to(where) for tensor in (x, sigmas, images, known))
+    walk = _begin(denoiser, x, labels, guidance, generator, linear_above)
     for sigma, lower in pairwise(sigmas):
         for repeat in range(n_repeats):
             if repeat:
                 x = x + (sigma**2 - lower**2).sqrt() * walk.noise()  # back up one level
             x = torch.where(known, images + sigma * walk.noise(), x)
-            x = ddpm_step(x, ask(x, sigma), sigma, lower, walk)
+            x = ddpm_step(x, walk.ask(x, sigma), sigma, lower, walk)
     return torch.where(known, images, x.clamp(-1, 1))
 
 
-def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int = 0,
+def generate(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
              labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
              linear_above: float = math.inf) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.

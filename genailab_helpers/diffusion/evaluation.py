@@ -357,6 +357,5 @@ def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[f
     for _ in range(n_resamples):
         order = generator.permutation(len(images))
         values.append(compare(images[order[:half]], reference[order[half:2 * half]]))
-    low, high = np.quantile(values, [0.025, 0.975], axis=0)
-    return [Interval(float(v), float(a), float(b), half)
-            for v, a, b in zip(np.mean(values, axis=0), low, high, strict=True)]
+    ends = np.vstack([np.mean(values, axis=0), np.quantile(values, [0.025, 0.975], axis=0)])
+    return [Interval(value, low, high, half) for value, low, high in ends.T.tolist()]

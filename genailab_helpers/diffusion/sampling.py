@@ -7,7 +7,7 @@ only. Noise is drawn on the CPU, so that a seed gives the same images on every d
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -80,6 +80,14 @@ def dpm_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Wa
     return estimate + lower / sigma * (x - estimate)
 
 
+class How(TypedDict, total=False):
+    """Options that every sampler hands on to `sample`, which explains them."""
+
+    guidance: float
+    callback: Callback | None
+    linear_above: float
+
+
 @torch.no_grad()
 def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
            labels: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None,
@@ -121,19 +129,6 @@ def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, step: Step = ddim_step
         If the labels do not fit the model or their number not that of the images.
     """
     x, sigmas = (tensor.to(next(denoiser.parameters()).device) for tensor in (x, sigmas))
-    walk = _begin(denoiser, x, labels, guidance, generator, linear_above)
-    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
-        estimate = walk.ask(x, sigma)
-        if callback:
-            callback(i, x, estimate)
-        x = step(x, estimate, sigma, lower, walk)
-        walk = walk._replace(before=(estimate, sigma))
-    return x.clamp(-1, 1)
-
-
-def _begin(denoiser: Denoiser, x: Tensor, labels: Tensor | None, guidance: float,
-           generator: torch.Generator | None, linear_above: float) -> Walk:
-    """Return how to ask for the guided estimate and for noise, if the labels fit model and images."""
     if labels is not None:
         if len(labels) != len(x) or not 0 <= labels.min() <= labels.max() < (denoiser.num_classes or 0):
             raise ValueError(f"labels: got {labels.tolist()} for {len(x)} images and a model of "
@@ -149,21 +144,26 @@ def _begin(denoiser: Denoiser, x: Tensor, labels: Tensor | None, guidance: float
         unlabelled = denoiser(x, sigma)
         return unlabelled + guidance * (estimate - unlabelled)
 
-    return Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
+    for i, (sigma, lower) in enumerate(pairwise(sigmas)):
+        estimate = ask(x, sigma)
+        if callback:
+            callback(i, x, estimate)
+        x = step(x, estimate, sigma, lower, walk)
+        walk = walk._replace(before=(estimate, sigma))
+    return x.clamp(-1, 1)
 
 
-def _from_noise(step: Step, denoiser: Denoiser, n_samples: int, n_steps: int,
-                seed: int | torch.Generator, labels: Tensor | None, guidance: float,
-                callback: Callback | None, linear_above: float = math.inf) -> Tensor:
+def _from_noise(step: Step, denoiser: Denoiser, n_samples: int, n_steps: int, seed: int | torch.Generator,
+                labels: Tensor | None, **how: Unpack[How]) -> Tensor:
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     sigmas = karras_sigmas(n_steps)
     x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
-    return sample(denoiser, x, sigmas, step, labels, guidance, generator, callback, linear_above)
+    return sample(denoiser, x, sigmas, step, labels, generator=generator, **how)
 
 
-def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250,
-                seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250, seed: int = 0,
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `ddpm_step`: estimate the image, go back to it, add fresh noise.
 
     Parameters
@@ -176,8 +176,8 @@ def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250,
         Noise levels of `karras_sigmas` to visit; one call of the denoiser each.
     seed : int, default 0
         Source of all noise, on the CPU.
-    labels, guidance, callback
-        As for `sample`.
+    labels, **how
+        As for `sample`; `how` are `guidance`, `callback` and `linear_above`.
 
     Returns
     -------
@@ -189,32 +189,29 @@ def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250,
     ValueError
         If `n_steps` is below 1, or labels do not fit the model.
     """
-    return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
 def sample_ddim(denoiser: Denoiser, n_samples: int, *, n_steps: int = 50, seed: int = 0,
-                labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `ddim_step`: the first noise decides the image. All else is as for `sample_ddpm`."""
-    return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
 def sample_heun(denoiser: Denoiser, n_samples: int, *, n_steps: int = 18, seed: int = 0,
-                labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `heun_step`: two calls of the denoiser a step, one at the last. See `sample_ddpm`."""
-    return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
 def sample_dpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
-               labels: Tensor | None = None, guidance: float = 1.0,
-               callback: Callback | None = None) -> Tensor:
+               labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `dpm_step`: where few calls can be paid, take this one. See `sample_ddpm`."""
-    return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
 def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
-         seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+         seed: int = 0, labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Draw images that are variations of given ones: drown these in noise half-way, and walk back.
 
     Parameters
@@ -228,7 +225,7 @@ def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: 
         nothing of it is left. What survives is what is coarser than the noise.
     n_steps : int, default 20
         Steps of the whole walk; `strength` of them, at least one, are taken.
-    seed, labels, guidance
+    seed, labels, **how
         As for `sample_ddpm`; another label than the image's own keeps its coarse form.
 
     Returns
@@ -252,13 +249,11 @@ def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: 
     generator = torch.Generator().manual_seed(seed)
     sigmas = karras_sigmas(n_steps)[n_steps - max(1, round(strength * n_steps)):]
     x = images.cpu() + sigmas[0] * torch.randn(images.shape, generator=generator)
-    return sample(denoiser, x, sigmas, dpm_step, labels, guidance, generator)
+    return sample(denoiser, x, sigmas, dpm_step, labels, generator=generator, **how)
 
 
-@torch.no_grad()
 def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
-            seed: int = 0, labels: Tensor | None = None, guidance: float = 1.0,
-            linear_above: float = math.inf) -> Tensor:
+            seed: int = 0, labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Fill in what is missing in images, so that it fits what is there.
 
     Parameters
@@ -274,10 +269,8 @@ def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int =
     n_repeats : int, default 10
         How often each level is walked. Every time, the known pixels are put in under fresh noise, and the
         others answer to them; with 1 they hardly do. The denoiser is called n_steps * n_repeats times.
-    seed
+    seed, labels, **how
         As for `sample_ddpm`.
-    labels, guidance, linear_above
-        As for `sample`.
 
     Returns
     -------
@@ -293,35 +286,35 @@ def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int =
     -----
     RePaint (Lugmayr et al. 2022), algorithm 1 with jumps of one step, in the EDM form.
     """
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats={n_repeats}: expected at least 1")
-    images = torch.where(known, images, 0.0)
+    where = next(denoiser.parameters()).device
+    images, known = torch.where(known, images, 0.0).to(where), known.to(where)
     check_images(images)
     generator, sigmas = torch.Generator().manual_seed(seed), karras_sigmas(n_steps)
-    x = torch.randn(images.shape, generator=generator) * sigmas[0]
-    where = next(denoiser.parameters()).device
-    x, sigmas, images, known = (tensor.to(where) for tensor in (x, sigmas, images, known))
-    walk = _begin(denoiser, x, labels, guidance, generator, linear_above)
-    for sigma, lower in pairwise(sigmas):
-        for repeat in range(n_repeats):
-            if repeat:
-                x = x + (sigma**2 - lower**2).sqrt() * walk.noise()  # back up one level
-            x = torch.where(known, images + sigma * walk.noise(), x)
-            x = ddpm_step(x, walk.ask(x, sigma), sigma, lower, walk)
-    return torch.where(known, images, x.clamp(-1, 1))
+
+    def put_in(x: Tensor, sigma: Tensor) -> Tensor:
+        """Replace the known pixels by what they are under fresh noise."""
+        return torch.where(known, images + sigma * torch.randn(x.shape, generator=generator).to(where), x)
+
+    def repaint_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+        for _ in range(n_repeats - 1):
+            x = ddpm_step(x, estimate, sigma, lower, walk)
+            x = put_in(x + (sigma**2 - lower**2).sqrt() * walk.noise(), sigma)  # back up one level
+            estimate = walk.ask(x, sigma)
+        return put_in(ddpm_step(x, estimate, sigma, lower, walk), lower)
+
+    x = (torch.randn(images.shape, generator=generator) * sigmas[0]).to(where)
+    x = sample(denoiser, put_in(x, sigmas[0]), sigmas, repaint_step, labels, generator=generator, **how)
+    return torch.where(known, images, x)
 
 
 def generate(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
-             labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
-             linear_above: float = math.inf) -> Iterator[Tensor]:
+             labels: Tensor | None = None, batch_size: int = 16, **how: Unpack[How]) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.
 
     Parameters
     ----------
-    denoiser, n_samples, n_steps, seed
+    denoiser, n_samples, n_steps, seed, labels, **how
         As for `sample_dpm`.
-    labels, guidance, linear_above
-        As for `sample`.
     batch_size : int, default 16
         Images at a time; it does not change the images, up to rounding. 16 of 64x64 pixels fit the caches of
         a processor; a graphics card is quicker with more.
@@ -334,5 +327,5 @@ def generate(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n_samples, batch_size):
         part = labels if labels is None else labels[start:start + batch_size]
-        yield _from_noise(dpm_step, denoiser, min(batch_size, n_samples - start), n_steps, generator, part,
-                          guidance, None, linear_above)
+        n = min(batch_size, n_samples - start)
+        yield _from_noise(dpm_step, denoiser, n, n_steps, generator, part, **how)

@@ -248,7 +248,7 @@ def _batches(loader: Loader, seed: int, start: int) -> Iterator[Any]:
 
 
 def _unpack(batch: Any, model: Denoiser, part: slice = slice(None),
-            where: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
+            where: str | torch.device = "cpu") -> tuple[Tensor, Tensor | None]:
     """Return part of a batch's images, and its labels if there are any, or say what is wrong with them."""
     images, labels = (*batch, None)[:2] if isinstance(batch, list | tuple) else (batch, None)
     check_images(images)

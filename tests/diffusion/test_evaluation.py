@@ -78,12 +78,6 @@ def test_the_kernel_distance_is_the_mean_over_pairs():
     assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * between, rel=1e-9)
 
 
-def test_the_kernel_distance_of_like_sets_is_nothing_on_average():
-    values = [kernel_distance(gaussians(20, 4, s), gaussians(30, 4, 1000 + s)) for s in range(300)]
-    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
-    assert min(values) < 0
-
-
 def test_both_distances_are_those_of_the_agreed_protocol(real_data):
     file = real_data.parent / "fidelity_protocol.py"
     if not file.is_file():
@@ -108,14 +102,6 @@ def test_neighbourhoods_are_those_of_plain_loops():
     expected = (np.mean([any(row) for row in inside]), np.mean(around), np.sum(inside) / k / 13,
                 np.mean([any(row[j] for row in inside) for j in range(17)]))
     assert neighbourhoods(made, real, k) == pytest.approx(expected)
-
-
-def test_neighbourhoods_of_like_sets_are_near_one_and_of_far_ones_nothing():
-    a, b = gaussians(600, 3, 13), gaussians(600, 3, 14)
-    precision, recall, density, coverage = neighbourhoods(a, b)
-    assert min(precision, recall, coverage) > 0.9
-    assert density == pytest.approx(1, abs=0.1)
-    assert neighbourhoods(a + 100, b) == (0, 0, 0, 0)
 
 
 def test_intervals_by_half_samples_cover_the_distance_of_known_gaussians():
@@ -173,11 +159,6 @@ def test_a_copy_moved_by_a_pixel_is_still_a_copy(step):
     distance, index = nearest_image(films[..., dy:dy + 32, dx:dx + 32], films[..., 1:33, 1:33])
     assert index.tolist() == [0, 1, 2, 3]
     assert distance.max() < 0.1  # not moved back, it would be above 0.5
-
-
-def test_blank_films_are_like_nothing():
-    distance, _ = nearest_image(torch.zeros(1, 1, 32, 32), blobs(3, 0))
-    assert distance[0] == pytest.approx(np.sqrt(2))
 
 
 def looks_copied(made, train, held_out, seed):

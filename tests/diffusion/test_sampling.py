@@ -248,6 +248,13 @@ def test_inpainting_answers_to_the_known_pixels_the_more_it_repeats():
     assert fill_in(1)[0] < 0.6  # what replacing pixels alone reaches
 
 
+def test_known_pixels_are_held_under_the_noise_of_each_level():
+    held, known = [], torch.ones(4, dtype=torch.bool)
+    inpaint(Crooked(), torch.zeros(500, 1, 4, 4), known, n_steps=3, n_repeats=2,
+            callback=lambda i, x, guess: held.append(x.std().item()))
+    assert held == pytest.approx(karras_sigmas(3)[:-1].tolist(), rel=0.05)
+
+
 @pytest.mark.parametrize("grey", [-3.0, 3.0])
 def test_what_is_beyond_black_and_white_is_cut_off(grey):
     class Certain(Known):

@@ -126,7 +126,7 @@ class UNet2D(nn.Module):
             in_channels=in_channels, out_channels=out_channels, base_channels=base_channels,
             channel_multipliers=list(channel_multipliers), num_res_blocks=num_res_blocks,
             time_emb_dim=time_emb_dim, num_classes=num_classes, patch_size=patch_size)  # ready for JSON
-        if num_res_blocks * len(channel_multipliers) > 200:  # a recipe of few bytes could ask for any number
+        if max(1, num_res_blocks) * len(channel_multipliers) > 200:  # a recipe could ask for any number
             raise ValueError(f"num_res_blocks={num_res_blocks}: expected at most 200 blocks on all levels")
         self.num_classes = num_classes
         self.smallest_step = patch_size * 2 ** (len(channel_multipliers) - 1)

@@ -23,15 +23,13 @@ LINEAR_ABOVE = math.exp(NOISE_MEAN + 3 * NOISE_STD)  # 7.4; training draws stron
 WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
 
 
-def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+def linear_schedule(n_times: int = 1000) -> Tensor:
     """Return what is left of the signal's power at every time of the DDPM schedule.
 
     Parameters
     ----------
     n_times : int, default 1000
         Number of times.
-    beta_start, beta_end : float, default 1e-4 and 0.02
-        Share of the power that the first and the last time replace with noise.
 
     Returns
     -------
@@ -40,9 +38,10 @@ def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: flo
 
     Notes
     -----
-    alpha_bar_t = prod_s (1 - beta_s), beta linear in t (Ho et al. 2020, section 4).
+    alpha_bar_t = prod_s (1 - beta_s), beta linear in t (Ho et al. 2020, section 4): the first time replaces
+    1e-4 of the power with noise, the last 0.02.
     """
-    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, n_times, dtype=torch.float64), 0).float()
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, n_times, dtype=torch.float64), 0).float()
 
 
 def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,

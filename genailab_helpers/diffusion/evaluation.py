@@ -24,19 +24,17 @@ from genailab_helpers.statistics import Interval
 COPY_BOUND = 0.5  # on two real sets disguised copies lie at 0.06 to 0.40, the mean image at 0.79
 COPIED_BOUND = 0.05  # share of copies that is too many
 COLLAPSE_BOUND = 0.05  # recall, and precision, that is as good as none
-N_AXES = 64
+N_AXES = 64  # a few hundred images cannot fill 1,280; their covariance would be mostly chance
 SHIFT = 2  # of 64 pixels, in each of the four directions: a copy that was moved so far is found
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> float:
-    """Fréchet distance of two sets of features in the first principal axes of the second.
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of two sets of features in the first 64 principal axes of the second.
 
     Parameters
     ----------
     a, b : numpy.ndarray
         (N, D) and (M, D) features, at least 2 rows each.
-    n_axes : int, default 64
-        A few hundred images cannot fill 1,280 axes; their covariance would be mostly chance.
 
     Returns
     -------
@@ -50,7 +48,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> floa
     changes: compare only distances of equal N and M.
     """
     centre = b.mean(0)
-    axes = np.linalg.svd(b - centre, full_matrices=False)[2][:n_axes].T
+    axes = np.linalg.svd(b - centre, full_matrices=False)[2][:N_AXES].T
     a, b = (a - centre) @ axes, (b - centre) @ axes
     covariance_a, covariance_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
     values, vectors = np.linalg.eigh(covariance_b)

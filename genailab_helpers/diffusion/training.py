@@ -89,7 +89,7 @@ def train_image_diffusion(dataloader: Loader, img_size: int, n_epochs: int | Non
         Side of the square images in pixels; a multiple of 8 for the default network, which has a fourth level
         where it is one of 16 and at least 64.
     n_epochs, n_steps : int, optional
-        Length of the training, in passes over the images or in batches.
+        Length of the training, in passes over the images or in batches; of both, the passes count.
     minutes : float, optional
         Stops after so long, and repeats exactly no more. Give at least one of the three.
     device : str or torch.device, optional
@@ -125,7 +125,7 @@ def train_image_diffusion(dataloader: Loader, img_size: int, n_epochs: int | Non
     RuntimeError
         If the device is not there.
     FloatingPointError
-        If the loss is no number. The checkpoint holds the state before that step.
+        If the loss or its gradient is not finite. The checkpoint holds the state before that step.
 
     Notes
     -----

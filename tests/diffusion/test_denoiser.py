@@ -115,15 +115,3 @@ def test_a_recipe_builds_the_same_denoiser(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), loaded.state_dict().values(),
                                                  strict=True))
     assert not loaded.training
-
-
-def test_half_precision_halves_the_file_and_keeps_three_digits(tmp_path):
-    denoiser = Denoiser(UNet2D(base_channels=16, time_emb_dim=32), 32)
-    denoiser.fit(torch.rand(300, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
-    for half in (False, True):
-        save_denoiser(tmp_path / f"{half}.safetensors", denoiser, half=half)
-    small, large = ((tmp_path / f"{half}.safetensors").stat().st_size for half in (True, False))
-    assert small < 0.55 * large
-    x, sigma = torch.rand(4, 1, 32, 32), torch.tensor(0.3)
-    torch.testing.assert_close(load_denoiser(tmp_path / "True.safetensors")(x, sigma), denoiser(x, sigma),
-                               atol=2e-3, rtol=2e-3)

@@ -56,8 +56,7 @@ def test_the_frechet_distance_follows_its_formula_in_all_axes():
     ca, cb = np.cov(a.T), np.cov(b.T)
     shared = np.sqrt(np.linalg.eigvals(ca @ cb).real).sum()  # by the unsymmetric product
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * shared
-    assert frechet_distance(a, b, n_axes=6) == pytest.approx(expected, rel=1e-8)
-    assert frechet_distance(a, b, n_axes=2) < expected
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
 
 
 def test_the_frechet_distance_of_a_set_to_itself_is_nothing_even_with_fewer_rows_than_axes():

@@ -161,7 +161,7 @@ class UNet2D(nn.Module):
         x : Tensor
             (N, in_channels, H, W); H and W multiples of `smallest_step`.
         t : Tensor
-            (N,) one number an image, of the order of 1: `c_noise` of `process.Denoiser`, or a time in [0, 1].
+            (N,) one number an image, of the order of 1: `log(sigma) / 4` of `Denoiser`, or a time in [0, 1].
         labels : Tensor, optional
             (N,) integers from 0 to num_classes; num_classes itself, or None, means that the label is not
             told.

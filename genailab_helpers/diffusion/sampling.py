@@ -237,7 +237,9 @@ def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: 
     Raises
     ------
     ValueError
-        If `strength` is not above 0 and at most 1, or images or labels do not fit the model.
+        If `strength` is not above 0 and at most 1, the images are no such batch, or labels do not fit.
+    RuntimeError
+        If the images have another size than the model's.
 
     Notes
     -----
@@ -280,11 +282,14 @@ def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int =
     Raises
     ------
     ValueError
-        If a number is below 1, or images, mask or labels do not fit the model or each other.
+        If `n_steps` is below 1, the images are no such batch, or labels do not fit.
+    RuntimeError
+        If the mask is not boolean, or the images have another size than the model's.
 
     Notes
     -----
-    RePaint (Lugmayr et al. 2022), algorithm 1 with jumps of one step, in the EDM form.
+    RePaint (Lugmayr et al. 2022), algorithm 1 with jumps of one step, in the EDM form: one more step of
+    `sample`.
     """
     where = next(denoiser.parameters()).device
     images, known = torch.where(known, images, 0.0).to(where), known.to(where)

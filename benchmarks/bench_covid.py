@@ -279,12 +279,6 @@ def originals(part: str, replicate: int = 0) -> TensorDataset:
     return TensorDataset(render_chests(chests[rows], IMG_SIZE).images, labels[rows])
 
 
-class LabelledFilms(TensorDataset):
-    """Films with labels whose classes have names, as a conditional generator wants them."""
-
-    classes = PAIR
-
-
 def generator_file(replicate: int) -> Path:
     """Name the generator of a replicate."""
     return ROWS / f"generator_{replicate}.safetensors"
@@ -292,10 +286,11 @@ def generator_file(replicate: int) -> Path:
 
 def train_generator(replicate: int) -> None:
     """Train a class-conditional diffusion model on the training films alone, and note which those were."""
-    films = LabelledFilms(*originals("train", replicate).tensors)
+    films = originals("train", replicate)
     denoiser, _ = train_image_diffusion(
         DataLoader(films, batch_size=16, shuffle=True, drop_last=True), IMG_SIZE, n_steps=GENERATOR_STEPS,
-        seed=replicate, checkpoint=ROWS / f"generator_{replicate}_training.safetensors", progress=False)
+        num_classes=len(PAIR), seed=replicate, progress=False,
+        checkpoint=ROWS / f"generator_{replicate}_training.safetensors")
     save_denoiser(generator_file(replicate), denoiser, {"manifest": image_hashes(films.tensors[0])})
 
 
@@ -362,9 +357,8 @@ def fidelity(replicate: int, reader: Classifier) -> Row:
     table = evaluate(generated(replicate).tensors[0], originals("train", replicate).tensors[0],
                      originals("test").tensors[0], reference_name="phantoms")
     keep = ("name", "frechet", "precision", "recall", "nn_ratio", "copied")
-    ends = ("value", "low", "high")
-    rows = [{name: row[name] if name == "name" else [round(row[name][end], 3) for end in ends]
-             for name in keep} for row in table.to_dict()["rows"]]
+    rows = [{name: row.name if name == "name" else [round(number, 3) for number in getattr(row, name)[:3]]
+             for name in keep} for row in table.rows]
     sets = {"generated": generated(replicate), "original": originals("train", replicate)}
     read = {name: round(metrics.auroc(films.tensors[1].numpy() == 1, log_odds(
         reader.logits(films.tensors[0])).double().numpy()), 4) for name, films in sets.items()}

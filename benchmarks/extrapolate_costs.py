@@ -40,6 +40,9 @@ class Watched:
         self.batch = torch.rand((batch_size, 1, img_size, img_size), generator=generator) * 2 - 1
         self.n_steps, self.times = n_steps, list[float]()
 
+    def __len__(self) -> int:
+        return self.n_steps
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         for _ in range(self.n_steps):
             self.times.append(time.monotonic())
@@ -50,7 +53,8 @@ def seconds_a_step(img_size: int, batch_size: int = BATCH_SIZE, n_steps: int = S
                    compile_network: bool = False) -> float:
     """Return the median time of a step, without the first quarter, which warms up."""
     watched = Watched(img_size, batch_size, n_steps)
-    train_image_diffusion(watched, img_size, n_steps=n_steps, compile_network=compile_network, progress=False)
+    train_image_diffusion(watched, img_size, n_steps=n_steps,  # type: ignore[arg-type]
+                          compile_network=compile_network, progress=False)
     return statistics.median(b - a for a, b in itertools.pairwise(watched.times[-n_steps * 3 // 4:]))
 
 

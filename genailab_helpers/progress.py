@@ -1,12 +1,13 @@
 """How far a training is, by steps or by the clock, and its bar. Both trainings use it."""
 
+import math
 import time
-from typing import Self
+from contextlib import AbstractContextManager
 
 from tqdm.auto import tqdm
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Count the steps of a training and tell which share of it is done.
 
     Parameters
@@ -28,11 +29,9 @@ class Progress:
 
     def __init__(self, n_steps: int | None, minutes: float | None, show: bool = True, steps: int = 0,
                  seconds: float = 0.0) -> None:
-        if n_steps is None and minutes is None:
-            raise ValueError("how long to train? Give n_epochs, n_steps or minutes")
-        for name, number in (("n_steps", n_steps), ("minutes", minutes)):
-            if number is not None and number <= 0:
-                raise ValueError(f"{name}={number}: expected more than 0")
+        lengths = [length for length in (n_steps, minutes) if length is not None]
+        if min(lengths, default=0) <= 0:
+            raise ValueError(f"n_steps={n_steps}, minutes={minutes}: give n_epochs, n_steps or minutes > 0")
         self.n_steps, self.minutes, self.steps = n_steps, minutes, steps
         self._started = time.monotonic() - seconds
         self._bar = tqdm(total=n_steps, initial=steps, desc="training", unit="step", disable=not show)
@@ -45,18 +44,13 @@ class Progress:
     @property
     def share(self) -> float:
         """0 at the beginning, 1 or more at the end."""
-        by_steps = self.steps / self.n_steps if self.n_steps else 0.0
-        return max(by_steps, self.seconds / (60 * self.minutes) if self.minutes else 0.0)
+        return max(self.steps / (self.n_steps or math.inf), self.seconds / (60 * (self.minutes or math.inf)))
 
     def step(self, loss: float) -> None:
         """Count a step and show its loss."""
         self.steps += 1
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
-
-    def __enter__(self) -> Self:
-        """Begin; the bar ends with the block."""
-        return self
 
     def __exit__(self, *error: object) -> None:
         """End the bar."""

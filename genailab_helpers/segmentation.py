@@ -7,7 +7,7 @@ randomisation*: Tobin et al. 2017): a real image is then one more variation.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +32,13 @@ class Segmenter:
 
     Attributes
     ----------
-    network : UNet2D
+    network : nn.Module
         From images of mean 0 and deviation 1 to logits.
     img_size : int
         Side in pixels at which the network was trained, a multiple of 16.
     """
 
-    network: UNet2D
+    network: torch.nn.Module
     img_size: int = 96
 
     def logits(self, images: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def train_segmenter(n_steps: int = 1800, img_size: int = 96, n_samples: int = 15
             average.update_parameters(model.network)
             losses.append(loss.item())
             clock.step(losses[-1])
-    return Segmenter(cast(UNet2D, average.module.eval()), img_size), losses
+    return Segmenter(average.module.eval(), img_size), losses
 
 
 def lung_loss(logits: Tensor, lungs: Tensor) -> Tensor:
@@ -261,9 +261,8 @@ def load_segmenter(path: str | Path = SHIPPED) -> Segmenter:
         If there is no such file, it is damaged, it holds another kind of model, or its recipe makes no sense.
     """
     tensors, recipe = load_checkpoint(path)
-    img_size = recipe.get("img_size") if isinstance(recipe, dict) and recipe.get("kind") == KIND else None
-    if type(img_size) is not int or img_size % STEP or not STEP <= img_size <= 1024:
+    if recipe.get("kind") != KIND or recipe.get("img_size") not in range(STEP, 1025, STEP):
         raise ValueError(f"{path}: holds no lung segmenter; expected a model of `genailab train segmenter`")
     network = _new_network().eval()
     load_weights(network, tensors, path)
-    return Segmenter(network, img_size)
+    return Segmenter(network, int(recipe["img_size"]))

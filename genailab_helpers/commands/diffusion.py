@@ -59,7 +59,8 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
              + ", ".join(f"{count} {name}" for name, count in classes.items()))
     loader = DataLoader(images, min(batch_size, len(images)), shuffle=True, drop_last=True)
     model, losses = train_image_diffusion(loader, img_size, n_steps=n_steps, minutes=minutes, seed=seed,
-                                          checkpoint=output / STATE, compile_network=compile_network)
+                                          checkpoint=output / STATE, compile_network=compile_network,
+                                          num_classes=len(classes) if images.labels else None)
     processes.wait_for_everyone()
     processes.destroy_process_group()  # else the one that ends first may take the others with it
     if not processes.is_main_process:

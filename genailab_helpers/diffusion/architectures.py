@@ -19,9 +19,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-2, 3, dim // 2, base=2) * 2 * math.pi,
-                             persistent=False)
-        self.frequencies: Tensor
+        self.frequencies = nn.Buffer(torch.logspace(-2, 3, dim // 2, base=2) * 2 * math.pi, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """Map (N,) to (N, dim)."""
@@ -97,7 +95,7 @@ class UNet2D(nn.Module):
     num_res_blocks : int, default 1
         Residual blocks of a level, on the way down and on the way up alike.
     time_emb_dim : int, default 128
-        Length of the vector that carries time and label.
+        Length of the vector that carries time and label, an even number.
     num_classes : int, optional
         Number of labels. None makes a network that knows no labels.
     patch_size : int, default 2
@@ -106,7 +104,7 @@ class UNet2D(nn.Module):
     Raises
     ------
     ValueError
-        If a number is below 1, `time_emb_dim` is odd, or there are more than 200 blocks a way.
+        If there are more than 200 blocks a way.
 
     Notes
     -----
@@ -124,17 +122,12 @@ class UNet2D(nn.Module):
                  channel_multipliers: tuple[int, ...] = (1, 2, 4), num_res_blocks: int = 1,
                  time_emb_dim: int = 128, num_classes: int | None = None, patch_size: int = 2) -> None:
         super().__init__()
-        self.config: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels,
-                           base_channels=base_channels,
-                           channel_multipliers=tuple(channel_multipliers), num_res_blocks=num_res_blocks,
-                           time_emb_dim=time_emb_dim, num_classes=num_classes, patch_size=patch_size)
-        for name, value in self.config.items():
-            if value is not None and min(value if name == "channel_multipliers" else [value], default=0) < 1:
-                raise ValueError(f"{name}={value}: expected numbers of at least 1")
-        if num_res_blocks * len(channel_multipliers) > 200:  # a recipe of few bytes could ask for any number
+        self.config: dict[str, Any] = dict(
+            in_channels=in_channels, out_channels=out_channels, base_channels=base_channels,
+            channel_multipliers=list(channel_multipliers), num_res_blocks=num_res_blocks,
+            time_emb_dim=time_emb_dim, num_classes=num_classes, patch_size=patch_size)  # ready for JSON
+        if max(1, num_res_blocks) * len(channel_multipliers) > 200:  # a recipe could ask for any number
             raise ValueError(f"num_res_blocks={num_res_blocks}: expected at most 200 blocks on all levels")
-        if time_emb_dim % 2:
-            raise ValueError(f"time_emb_dim={time_emb_dim}: expected an even number")
         self.num_classes = num_classes
         self.smallest_step = patch_size * 2 ** (len(channel_multipliers) - 1)
         widths = [base_channels * m for m in channel_multipliers]
@@ -168,7 +161,7 @@ class UNet2D(nn.Module):
         x : Tensor
             (N, in_channels, H, W); H and W multiples of `smallest_step`.
         t : Tensor
-            (N,) one number an image, of the order of 1: `c_noise` of `process.Denoiser`, or a time in [0, 1].
+            (N,) one number an image, of the order of 1: `log(sigma) / 4` of `Denoiser`, or a time in [0, 1].
         labels : Tensor, optional
             (N,) integers from 0 to num_classes; num_classes itself, or None, means that the label is not
             told.
@@ -181,11 +174,8 @@ class UNet2D(nn.Module):
         Raises
         ------
         ValueError
-            If H or W cannot be folded and halved as often as there are levels, or labels do not fit.
+            If there are labels, and the network knows none.
         """
-        if x.shape[-1] % self.smallest_step or x.shape[-2] % self.smallest_step:
-            raise ValueError(f"{x.shape[-2]}x{x.shape[-1]} pixels cannot be halved down to the last level: "
-                             f"choose a multiple of {self.smallest_step} as img_size, or fewer levels")
         emb = self.time(t)
         if self.num_classes is not None:
             if labels is None:

@@ -23,8 +23,6 @@ class SyntheticXRayDataset(Dataset[Any]):
         Side in pixels, at least 16.
     seed : int, default 42
         Image i depends on `seed` and i alone.
-    transform : callable, optional
-        Applied to each image when it is taken.
     labels : bool, default False
         Whether items are pairs (image, class). The images then show all findings, else normal chests.
 
@@ -42,12 +40,10 @@ class SyntheticXRayDataset(Dataset[Any]):
     """
 
     def __init__(self, n_samples: int = 1000, img_size: int = 128, seed: int = 42,
-                 transform: Callable[[Tensor], Any] | None = None, labels: bool = False) -> None:
+                 labels: bool = False) -> None:
         anatomy = sample_chests(n_samples, seed, FINDINGS if labels else "Normal")
         self.images = render_chests(anatomy, img_size).images
-        self.classes = list(FINDINGS)
-        self.targets = anatomy.finding.tolist()
-        self.transform, self.labels = transform, labels
+        self.classes, self.targets, self.labels = list(FINDINGS), anatomy.finding.tolist(), labels
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -55,12 +51,10 @@ class SyntheticXRayDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Return image (1, H, W) in [-1, 1], or with `labels=True` image and class."""
-        image = self.images[index]
-        image = self.transform(image) if self.transform else image
-        return (image, self.targets[index]) if self.labels else image
+        return (self.images[index], self.targets[index]) if self.labels else self.images[index]
 
 
-class ChestXRayDataset(Dataset[Any]):
+class ChestXRayDataset(RadiographFolder):
     """Images of one class folder or of a tree of class folders.
 
     Parameters
@@ -96,23 +90,13 @@ class ChestXRayDataset(Dataset[Any]):
     def __init__(self, root_dir: str | Path | pd.DataFrame, img_size: int = 128,
                  transform: Callable[[Tensor], Any] | None = None, labels: bool = False,
                  on_unreadable: OnUnreadable = "stop") -> None:
-        self._images = RadiographFolder(root_dir, img_size, transform, on_unreadable)
-        self.classes, self.targets = self._images.classes, self._images.targets
+        super().__init__(root_dir, img_size, transform, on_unreadable)
         self.labels = labels
-
-    @property
-    def patients(self) -> list[str]:
-        """The patient of each image."""
-        return self._images.patients
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._images)
 
     def __getitem__(self, index: int) -> Any:
         """Return image (1, H, W) in [-1, 1], or with `labels=True` image and class."""
-        item = self._images[index]
-        return item if self.labels else item[0]
+        image, target = super().__getitem__(index)
+        return (image, target) if self.labels else image
 
 
 _DATASETS: dict[str, Callable[..., Dataset[Any]]] = {

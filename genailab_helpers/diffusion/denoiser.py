@@ -23,15 +23,13 @@ LINEAR_ABOVE = math.exp(NOISE_MEAN + 3 * NOISE_STD)  # 7.4; training draws stron
 WEIGHTS = "denoiser."  # prefix of a denoiser's tensors in a checkpoint
 
 
-def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+def linear_schedule(n_times: int = 1000) -> Tensor:
     """Return what is left of the signal's power at every time of the DDPM schedule.
 
     Parameters
     ----------
     n_times : int, default 1000
         Number of times.
-    beta_start, beta_end : float, default 1e-4 and 0.02
-        Share of the power that the first and the last time replace with noise.
 
     Returns
     -------
@@ -40,14 +38,10 @@ def linear_schedule(n_times: int = 1000, beta_start: float = 1e-4, beta_end: flo
 
     Notes
     -----
-    alpha_bar_t = prod_s (1 - beta_s), beta linear in t (Ho et al. 2020, section 4).
+    alpha_bar_t = prod_s (1 - beta_s), beta linear in t (Ho et al. 2020, section 4): the first time replaces
+    1e-4 of the power with noise, the last 0.02.
     """
-    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, n_times, dtype=torch.float64), 0).float()
-
-
-def schedule_to_sigma(alphas_cumprod: Tensor) -> Tensor:
-    """Return sigma = noise level / signal, the noise beside an image of full strength, of a schedule."""
-    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, n_times, dtype=torch.float64), 0).float()
 
 
 def karras_sigmas(n_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,
@@ -133,6 +127,15 @@ class Denoiser(nn.Module):
     n_components : int, default 256
         Directions of variation that `fit` may keep.
 
+    Attributes
+    ----------
+    num_classes : int or None
+        Number of labels that the network knows.
+    image_shape : tuple of int
+        (C, H, W) of an image.
+    recipe : dict
+        What `load_denoiser` needs to build the same denoiser again, ready for JSON.
+
     Raises
     ------
     ValueError
@@ -149,36 +152,19 @@ class Denoiser(nn.Module):
 
     def __init__(self, network: UNet2D, img_size: int, n_components: int = 256) -> None:
         super().__init__()
-        channels = network.config["in_channels"]
         if img_size % network.smallest_step:
             raise ValueError(f"img_size={img_size} cannot be halved down to the network's last level: "
                              f"choose a multiple of {network.smallest_step}, or fewer levels")
-        self.network = network
-        self.image_shape = (channels, img_size, img_size)
+        self.network, self.num_classes = network, network.num_classes
+        self.image_shape = (network.config["in_channels"], img_size, img_size)
         size = math.prod(self.image_shape)
         self.n_components = min(n_components, size)
-        self.mean: Tensor
-        self.directions: Tensor
-        self.variances: Tensor
-        self.rest: Tensor
-        self.cosines: Tensor
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("directions", torch.zeros(self.n_components, size))
-        self.register_buffer("variances", torch.zeros(self.n_components))
-        self.register_buffer("rest", torch.full((size,), 0.25))
-        self.register_buffer("cosines", _cosine_transform(img_size), persistent=False)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of labels that the network knows, or None."""
-        return self.network.num_classes
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What `build_denoiser` needs to build the same denoiser again, ready for JSON."""
-        config = self.network.config
-        network = {**config, "channel_multipliers": list(config["channel_multipliers"])}
-        return {"network": network, "img_size": self.image_shape[-1], "n_components": self.n_components}
+        self.recipe = {"network": network.config, "img_size": img_size, "n_components": self.n_components}
+        self.mean = nn.Buffer(torch.zeros(size))
+        self.directions = nn.Buffer(torch.zeros(self.n_components, size))
+        self.variances = nn.Buffer(torch.zeros(self.n_components))
+        self.rest = nn.Buffer(torch.full((size,), 0.25))
+        self.cosines = nn.Buffer(_cosine_transform(img_size), persistent=False)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
@@ -251,32 +237,6 @@ class Denoiser(nn.Module):
         return self.variances / (self.variances + power), self.rest / (self.rest + power)
 
 
-def build_denoiser(recipe: dict[str, Any]) -> Denoiser:
-    """Build the denoiser that a recipe describes; its weights are fresh.
-
-    Parameters
-    ----------
-    recipe : dict
-        `network` (arguments of `UNet2D`), `img_size`, `n_components`; other fields are ignored.
-
-    Returns
-    -------
-    Denoiser
-
-    Raises
-    ------
-    ValueError
-        If a field is missing or is no argument of the network.
-    """
-    try:
-        network = UNet2D(**{**recipe["network"],
-                            "channel_multipliers": tuple(recipe["network"]["channel_multipliers"])})
-        return Denoiser(network, recipe["img_size"], recipe["n_components"])
-    except (LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise ValueError("the recipe describes no denoiser of this project: expected the fields network, "
-                         f"img_size and n_components ({' '.join(str(error).split())[:150]})") from error
-
-
 def save_denoiser(path: str | Path, denoiser: Denoiser, notes: dict[str, Any] | None = None,
                   half: bool = False) -> None:
     """Write a denoiser and its recipe into one safetensors file.
@@ -317,14 +277,18 @@ def load_denoiser(path: str | Path) -> Denoiser:
         If the file is damaged, of another kind, of another architecture, or holds weights that are not
         finite; the message says which.
     """
-    checkpoint = load_checkpoint(path)
+    tensors, recipe = load_checkpoint(path)
+
+    def build() -> Denoiser:
+        return Denoiser(UNet2D(**recipe["network"]), recipe["img_size"], recipe["n_components"])
+
     try:
-        with torch.device("meta"):
-            shapes = build_denoiser(checkpoint.recipe)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    weights = fitting_weights(shapes, checkpoint.tensors, path, WEIGHTS)
-    denoiser = build_denoiser(checkpoint.recipe)
+        with torch.device("meta"):  # shapes that take no memory
+            shapes = build()
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{path}: the recipe describes no denoiser of this project; train again") from error
+    weights = fitting_weights(shapes, tensors, path, WEIGHTS)
+    denoiser = build()
     denoiser.load_state_dict(weights)
     # A tenth quicker
     denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -6,13 +6,16 @@ A distance alone says little: a generator that hands out its training images has
 collapse).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel
 
 from genailab_helpers.features import lite0_features
 from genailab_helpers.radiographs import check_images
@@ -21,22 +24,17 @@ from genailab_helpers.statistics import Interval
 COPY_BOUND = 0.5  # on two real sets disguised copies lie at 0.06 to 0.40, the mean image at 0.79
 COPIED_BOUND = 0.05  # share of copies that is too many
 COLLAPSE_BOUND = 0.05  # recall, and precision, that is as good as none
-N_AXES = 64
-Images = TypeVar("Images", np.ndarray, torch.Tensor)
-_METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage", "nn_ratio", "copied")
-_BLOCK = 512  # rows of a distance matrix that are in memory at once
-_WINDOW = 60  # of 64 pixels: leaves room for shifts by 1/32 of the side to each of the four directions
+N_AXES = 64  # a few hundred images cannot fill 1,280; their covariance would be mostly chance
+SHIFT = 2  # of 64 pixels, in each of the four directions: a copy that was moved so far is found
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> float:
-    """Fréchet distance of two sets of features in the first principal axes of the second.
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of two sets of features in the first 64 principal axes of the second.
 
     Parameters
     ----------
     a, b : numpy.ndarray
         (N, D) and (M, D) features, at least 2 rows each.
-    n_axes : int, default 64
-        A few hundred images cannot fill 1,280 axes; their covariance would be mostly chance.
 
     Returns
     -------
@@ -49,8 +47,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> floa
     symmetric form needs only real eigenvalues. It falls with the number of images even when nothing else
     changes: compare only distances of equal N and M.
     """
-    axes = _principal_axes(b, n_axes)
     centre = b.mean(0)
+    axes = np.linalg.svd(b - centre, full_matrices=False)[2][:N_AXES].T
     a, b = (a - centre) @ axes, (b - centre) @ axes
     covariance_a, covariance_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
     values, vectors = np.linalg.eigh(covariance_b)
@@ -58,10 +56,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, n_axes: int = N_AXES) -> floa
     shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_a @ root), 0)).sum()
     shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
     return max(0.0, float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * shared))
-
-
-def _principal_axes(features: np.ndarray, n_axes: int) -> np.ndarray:
-    return np.linalg.svd(features - features.mean(0), full_matrices=False)[2][:n_axes].T
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -81,41 +75,14 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     -----
     The unbiased estimate of Binkowski et al. 2018 ("KID").
     """
-    within_a, within_b = ((_kernel_sum(x, x) - _kernel_diagonal(x)) / len(x) / (len(x) - 1) for x in (a, b))
-    return within_a + within_b - 2 * _kernel_sum(a, b) / len(a) / len(b)
+    a_a, a_b, b_b = polynomial_kernel(a), polynomial_kernel(a, b), polynomial_kernel(b)
+    within_a, within_b = ((k.sum() - k.trace()) / len(k) / (len(k) - 1) for k in (a_a, b_b))
+    return float(within_a + within_b - 2 * a_b.mean())
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
-    return sum(float(((a[i:i + _BLOCK] @ b.T / a.shape[1] + 1) ** 3).sum()) for i in range(0, len(a), _BLOCK))
-
-
-def _kernel_diagonal(a: np.ndarray) -> float:
-    return float((((a * a).sum(1) / a.shape[1] + 1) ** 3).sum())
-
-
-class Neighbourhoods(NamedTuple):
+def neighbourhoods(generated: np.ndarray, reference: np.ndarray,
+                   k: int = 5) -> tuple[float, float, float, float]:
     """How two sets overlap, judged by balls that reach from each point to its k-th neighbour in its own set.
-
-    Attributes
-    ----------
-    precision : float
-        Share of generated points inside some ball of the reference.
-    recall : float
-        Share of reference points inside some ball of the generated set.
-    density : float
-        Reference balls around a generated point, divided by k; about 1 for equal distributions, may exceed 1.
-    coverage : float
-        Share of reference balls that hold a generated point.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def neighbourhoods(generated: np.ndarray, reference: np.ndarray, k: int = 5) -> Neighbourhoods:
-    """Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     Parameters
     ----------
@@ -126,40 +93,25 @@ def neighbourhoods(generated: np.ndarray, reference: np.ndarray, k: int = 5) -> 
 
     Returns
     -------
-    Neighbourhoods
-        Four numbers; all but the density lie in [0, 1].
+    precision : float
+        Share of generated points inside some ball of the reference.
+    recall : float
+        Share of reference points inside some ball of the generated set.
+    density : float
+        Reference balls around a generated point, divided by k; about 1 for equal distributions, may exceed 1.
+    coverage : float
+        Share of reference balls that hold a generated point.
 
-    Raises
-    ------
-    ValueError
-        If a set has k rows or fewer.
+    Notes
+    -----
+    Precision, recall: Kynkaanniemi et al. 2019; density, coverage: Naeem et al. 2020.
     """
-    if min(len(generated), len(reference)) <= k:
-        raise ValueError(f"neighbourhoods: expected more than k = {k} rows in each set, "
-                         f"got {len(generated)} and {len(reference)}")
-    radius_generated, radius_reference = _radii(generated, k), _radii(reference, k)
-    balls = np.empty(len(generated))  # reference balls around each generated point
-    recalled, covered = np.zeros(len(reference), dtype=bool), np.zeros(len(reference), dtype=bool)
-    for rows, squared in _squared_distances(generated, reference):
-        inside = squared <= radius_reference
-        balls[rows] = inside.sum(1)
-        covered |= inside.any(0)
-        recalled |= (squared <= radius_generated[rows, None]).any(0)
-    return Neighbourhoods(float((balls > 0).mean()), float(recalled.mean()), float(balls.mean() / k),
-                          float(covered.mean()))
-
-
-def _radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each row to its k-th neighbour; the row itself comes first in its own list."""
-    return np.concatenate([np.partition(squared, k, axis=1)[:, k].copy()  # a view would keep the whole block
-                           for _, squared in _squared_distances(features, features)])
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    norms = (b * b).sum(1)
-    for start in range(0, len(a), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        yield rows, np.maximum((a[rows] ** 2).sum(1)[:, None] + norms - 2 * a[rows] @ b.T, 0)
+    radii, reference_radii = (np.partition(euclidean_distances(points), k, axis=1)[:, k]
+                              for points in (generated, reference))  # column 0 is the point itself
+    distances = euclidean_distances(generated, reference)
+    in_reference, in_generated = distances <= reference_radii, distances <= radii[:, None]
+    return (float(in_reference.any(1).mean()), float(in_generated.any(0).mean()),
+            float(in_reference.sum(1).mean() / k), float(in_reference.any(0).mean()))
 
 
 def nearest_image(images: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -193,18 +145,14 @@ def nearest_image(images: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarra
     """
     check_images(images)
     check_images(others)
-    centre = (64 - _WINDOW) // 2
-    queries = _window(_side_64(images), centre, centre)
-    best, index = np.full(len(images), -1.0), np.zeros(len(images), dtype=int)
-    for start in range(0, len(others), _BLOCK):
-        block = _side_64(others[start:start + _BLOCK])
-        for mirrored in (block, block.flip(-1)):
-            for dy in range(2 * centre + 1):
-                for dx in range(2 * centre + 1):
-                    highest, where = (queries @ _window(mirrored, dy, dx).T).max(1)
-                    better = highest.numpy() > best
-                    best[better], index[better] = highest.numpy()[better], where.numpy()[better] + start
-    return np.sqrt(np.maximum(2 - 2 * best, 0)), index
+    queries, sought = _window(_side_64(images), SHIFT, SHIFT), _side_64(others)
+    best, index = torch.full((len(images),), -1.0), torch.zeros(len(images), dtype=torch.long)
+    for mirrored in (sought, sought.flip(-1)):
+        for dy, dx in product(range(2 * SHIFT + 1), repeat=2):
+            highest, where = (queries @ _window(mirrored, dy, dx).T).max(1)
+            index = torch.where(highest > best, where, index)
+            best = torch.maximum(best, highest)
+    return np.sqrt(np.maximum(2 - 2 * best.double().numpy(), 0)), index.numpy()
 
 
 def _side_64(images: torch.Tensor) -> torch.Tensor:
@@ -213,15 +161,9 @@ def _side_64(images: torch.Tensor) -> torch.Tensor:
 
 def _window(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
     """Cut a window, halve it to 30x30 pixels, and scale it to mean 0 and norm 1 (a blank one to 0)."""
-    pixels = F.avg_pool2d(images[:, :, dy:dy + _WINDOW, dx:dx + _WINDOW], 2).flatten(1)
+    side = 64 - 2 * SHIFT
+    pixels = F.avg_pool2d(images[:, :, dy:dy + side, dx:dx + side], 2).flatten(1)
     return F.normalize(pixels - pixels.mean(1, keepdim=True), eps=1e-6)
-
-
-def _usual_distances(held_out: torch.Tensor, train: torch.Tensor) -> np.ndarray:
-    distances = nearest_image(held_out, train)[0]
-    if np.median(distances) < 0.01:
-        raise ValueError("held_out: half of these or more are training images; hold out other patients")
-    return distances
 
 
 def radial_spectrum(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -247,10 +189,8 @@ def radial_spectrum(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """
     check_images(images)
     side = images.shape[-1]
-    if images.shape[-2] != side or side < 2:
-        raise ValueError(f"images: expected square images, got {tuple(images.shape[-2:])}; crop them")
     power = sum((torch.fft.fft2(block[:, 0].double(), norm="forward").abs() ** 2).sum(0)
-                for block in images.cpu().split(_BLOCK)) / len(images)
+                for block in images.cpu().split(512)) / len(images)
     cycles = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64)
     radius = torch.hypot(cycles[:, None], cycles).round().long().flatten().numpy()
     mean = np.bincount(radius, torch.as_tensor(power).flatten().numpy()) / np.bincount(radius)
@@ -258,29 +198,20 @@ def radial_spectrum(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return frequencies, np.log10(np.maximum(mean[frequencies], 1e-20))
 
 
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One set of images, judged against the held-out images. Every field but the name is an `Interval`."""
-
-    name: str
-    frechet: Interval
-    kernel: Interval
-    precision: Interval
-    recall: Interval
-    density: Interval
-    coverage: Interval
-    nn_ratio: Interval
-    copied: Interval
+# One set of images, judged against the held-out images: its name, and an `Interval` for each metric
+EvaluationRow = namedtuple("EvaluationRow", [
+    "name", "frechet", "kernel", "precision", "recall", "density", "coverage", "nn_ratio", "copied"])
 
 
-@dataclass(frozen=True)
-class EvaluationTable:
+class EvaluationTable(NamedTuple):
     """What `evaluate` found; `print` it.
 
     Attributes
     ----------
     rows : tuple of EvaluationRow
-        The generator, the reference against itself, the copied training images, one image repeated.
+        `name` and the metrics `frechet`, `kernel`, `precision`, `recall`, `density`, `coverage`, `nn_ratio`
+        and `copied`, each an `Interval`, of the generator, the reference
+        against itself, the copied training images, one image repeated.
     n : int
         How many images stand on each side of every comparison.
     """
@@ -296,32 +227,23 @@ class EvaluationTable:
             return f"copies its training images: nearest-neighbour ratio {generated.nn_ratio}"
         if generated.copied.low > COPIED_BOUND:
             return f"copies some of its training images: {generated.copied.value:.0%} of what it made"
+        if max(generated.recall.value, generated.precision.value) < COLLAPSE_BOUND:
+            return f"too unlike the reference to judge: precision and recall below {COLLAPSE_BOUND}"
         if generated.recall.value < COLLAPSE_BOUND:
-            if generated.precision.value < COLLAPSE_BOUND:
-                return f"too unlike the reference to judge: precision and recall below {COLLAPSE_BOUND}"
             return f"collapsed: recall {generated.recall.value:.3f}, nearly all kinds of images are missing"
         times = generated.frechet.value / reference.frechet.value
         return f"neither copies nor collapsed; Fréchet distance {times:.1f} times that of {reference.name}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return verdict, n and rows as plain dictionaries and numbers, ready for JSON."""
-        rows = [{"name": row.name} | {m: getattr(row, m)._asdict() for m in _METRICS} for row in self.rows]
-        return {"verdict": self.verdict, "n": self.n, "rows": rows}
-
     def __str__(self) -> str:
         """Put one set in a column, so that the table fits a page; brackets hold 95 % intervals."""
-        digits = {"frechet": 1, "kernel": 3, "nn_ratio": 2}  # the metrics that show their interval
-        columns = [["", *(m.replace("_", " ") for m in _METRICS)]]
-        for row in self.rows:
-            columns.append([row.name])
-            for metric in _METRICS:
-                value, low, high = getattr(row, metric)[:3]
-                d = digits.get(metric, 2)
-                columns[-1].append(f"{value:.{d}f}" + f" [{low:.{d}f}, {high:.{d}f}]" * (metric in digits))
-        widths = [max(map(len, column)) for column in columns]
-        table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-                 for line in zip(*columns, strict=True)]
-        return "\n".join([*table, f"n = {self.n} images on each side of every comparison", self.verdict])
+        texts = {"frechet": "{:.1f} [{:.1f}, {:.1f}]", "kernel": "{:.3f} [{:.3f}, {:.3f}]",
+                 "nn_ratio": "{:.2f} [{:.2f}, {:.2f}]"}  # the metrics that show their interval
+        _, *metrics = EvaluationRow._fields
+        table = pd.DataFrame({name: [texts.get(metric, "{:.2f}").format(*interval)
+                                     for metric, interval in zip(metrics, row, strict=True)]
+                              for name, *row in self.rows}, [metric.replace("_", " ") for metric in metrics])
+        text = table.to_string(col_space=[len(name) + 1 for name in table])
+        return f"{text}\nn = {self.n} images on each side of every comparison\n{self.verdict}"
 
 
 def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor, seed: int = 0,
@@ -369,45 +291,31 @@ def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tenso
         raise ValueError(f"evaluate: expected at least 20 images a set, got {len(generated)} generated, "
                          f"{len(train)} train, {len(held_out)} held out; sample or read more")
     generator = np.random.default_rng(seed)
-    generated, copies, held_out = (_draw(some, n_images, generator)
+    generated, copies, held_out = (some[generator.permutation(len(some))[:n_images]]
                                    for some in (generated, train, held_out))
 
     def describe(images: torch.Tensor) -> np.ndarray:
         """One row a image: its distance to the training images, then its features."""
         return np.column_stack([nearest_image(images, train)[0], lite0_features(images)])
 
-    reference = np.column_stack([_usual_distances(held_out, train), lite0_features(held_out)])
-    made = describe(generated)
+    made, reference = describe(generated), describe(held_out)
+    if np.median(reference[:, 0]) < 0.01:
+        raise ValueError("held_out: half of these or more are training images; hold out other patients")
     noise = torch.from_numpy(generator.normal(0, 0.01, tuple(generated.shape)).astype(np.float32))
-    repeated = (generated[_medoid(made[:, 1:])].cpu() + noise).clamp(-1, 1)
-    names = ["generated", f"{reference_name} against {reference_name}", "copies of the training images",
-             "one image repeated"]
-    sets = np.stack([made, reference, describe(copies), describe(repeated)], axis=1)
-    figures = half_sample_intervals(_compare_all, sets, reference, n_resamples, seed)
-    rows = tuple(EvaluationRow(name, *figures[i * len(_METRICS):(i + 1) * len(_METRICS)])
-                 for i, name in enumerate(names))
+    most_ordinary = ((made[:, 1:] - made[:, 1:].mean(0)) ** 2).sum(1).argmin()
+    repeated = (generated[most_ordinary].cpu() + noise).clamp(-1, 1)
+    sets = {"generated": made, f"{reference_name} against {reference_name}": reference,
+            "copies of the training images": describe(copies), "one image repeated": describe(repeated)}
+    rows = tuple(EvaluationRow(name, *half_sample_intervals(_compare, one, reference, n_resamples, seed))
+                 for name, one in sets.items())
     return EvaluationTable(rows, n_images // 2)
 
 
-def _compare_all(sets: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Compute `_METRICS` of each set (n, sets, 1 + D) against the same reference images (n, 1 + D)."""
-    usual, features = np.median(reference[:, 0]), reference[:, 1:]
-    axes = _principal_axes(features, N_AXES)
-    figures: list[float] = []
-    for near, made in ((sets[:, i, 0], sets[:, i, 1:]) for i in range(sets.shape[1])):
-        figures += [frechet_distance(made @ axes, features @ axes), kernel_distance(made, features),
-                    *neighbourhoods(made, features), float(np.median(near) / usual),
-                    float((near < COPY_BOUND * usual).mean())]
-    return figures
-
-
-def _medoid(features: np.ndarray) -> int:
-    """Find the row that lies nearest to the mean of all: the most ordinary image."""
-    return int(((features - features.mean(0)) ** 2).sum(1).argmin())
-
-
-def _draw(images: Images, n_images: int, generator: np.random.Generator) -> Images:
-    return images[generator.permutation(len(images))[:n_images]]
+def _compare(made: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Compute the metrics of a row: distances to the training images, (n, 1), beside features, (n, D)."""
+    near, usual, features = made[:, 0], np.median(reference[:, 0]), (made[:, 1:], reference[:, 1:])
+    return [frechet_distance(*features), kernel_distance(*features), *neighbourhoods(*features),
+            float(np.median(near) / usual), float((near < COPY_BOUND * usual).mean())]
 
 
 def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[float]], images: np.ndarray,
@@ -447,6 +355,5 @@ def half_sample_intervals(compare: Callable[[np.ndarray, np.ndarray], Sequence[f
     for _ in range(n_resamples):
         order = generator.permutation(len(images))
         values.append(compare(images[order[:half]], reference[order[half:2 * half]]))
-    low, high = np.quantile(values, [0.025, 0.975], axis=0)
-    return [Interval(float(v), float(a), float(b), half)
-            for v, a, b in zip(np.mean(values, axis=0), low, high, strict=True)]
+    ends = np.vstack([np.mean(values, axis=0), np.quantile(values, [0.025, 0.975], axis=0)])
+    return [Interval(value, low, high, half) for value, low, high in ends.T.tolist()]

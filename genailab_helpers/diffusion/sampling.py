@@ -7,24 +7,15 @@ only. Noise is drawn on the CPU, so that a seed gives the same images on every d
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from genailab_helpers.diffusion.denoiser import karras_sigmas
+from genailab_helpers.diffusion.denoiser import Denoiser, karras_sigmas
 from genailab_helpers.radiographs import check_images
 
 Callback = Callable[[int, Tensor, Tensor], object]
-
-
-class DenoiserLike(Protocol):
-    """What a sampler needs: the shape (C, H, W) of an image, and D(x, sigma, labels)."""
-
-    image_shape: tuple[int, int, int]
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Estimate the images (N, C, H, W) behind noise of standard deviation `sigma`."""
 
 
 class Walk(NamedTuple):
@@ -89,8 +80,16 @@ def dpm_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Wa
     return estimate + lower / sigma * (x - estimate)
 
 
+class How(TypedDict, total=False):
+    """Options that every sampler hands on to `sample`, which explains them."""
+
+    guidance: float
+    callback: Callback | None
+    linear_above: float
+
+
 @torch.no_grad()
-def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
+def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, step: Step = ddim_step,
            labels: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None,
            callback: Callback | None = None, linear_above: float = math.inf) -> Tensor:
     """Walk from noise to images.
@@ -129,8 +128,22 @@ def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_
     ValueError
         If the labels do not fit the model or their number not that of the images.
     """
-    x, sigmas = x.to(_device(denoiser)), sigmas.to(_device(denoiser))
-    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
+    x, sigmas = (tensor.to(next(denoiser.parameters()).device) for tensor in (x, sigmas))
+    if labels is not None:
+        if len(labels) != len(x) or not 0 <= labels.min() <= labels.max() < (denoiser.num_classes or 0):
+            raise ValueError(f"labels: got {labels.tolist()} for {len(x)} images and a model of "
+                             f"num_classes={denoiser.num_classes}; expected one below that for each image")
+        labels = labels.to(x.device)
+
+    def ask(x: Tensor, sigma: Tensor) -> Tensor:
+        if sigma > linear_above:
+            return denoiser.linear_estimate(x, sigma.expand(len(x)))
+        estimate = denoiser(x, sigma, labels)
+        if labels is None or guidance == 1:
+            return estimate
+        unlabelled = denoiser(x, sigma)
+        return unlabelled + guidance * (estimate - unlabelled)
+
     walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
     for i, (sigma, lower) in enumerate(pairwise(sigmas)):
         estimate = ask(x, sigma)
@@ -141,53 +154,16 @@ def sample(denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: Step = ddim_
     return x.clamp(-1, 1)
 
 
-def _asker(denoiser: DenoiserLike, labels: Tensor | None, guidance: float,
-           linear_above: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function that gives the guided estimate for x and a noise level."""
-    def ask(x: Tensor, sigma: Tensor) -> Tensor:
-        if sigma > linear_above:
-            return denoiser.linear_estimate(x, sigma.expand(len(x)))  # type: ignore[attr-defined]
-        estimate = denoiser(x, sigma, labels)
-        if labels is None or guidance == 1:
-            return estimate
-        unlabelled = denoiser(x, sigma)
-        return unlabelled + guidance * (estimate - unlabelled)
-
-    return ask
-
-
-def _device(denoiser: DenoiserLike) -> torch.device:
-    module = isinstance(denoiser, torch.nn.Module)
-    return next(denoiser.parameters()).device if module else torch.device("cpu")  # type: ignore[attr-defined]
-
-
-def _fitting(labels: Tensor | None, denoiser: DenoiserLike, x: Tensor) -> Tensor | None:
-    """Return labels beside x, or say why they do not fit."""
-    if labels is None:
-        return None
-    known = getattr(denoiser, "num_classes", None)
-    if known is None:
-        raise ValueError("labels were given, but this model was trained without labels")
-    if len(labels) != len(x) or not 0 <= int(labels.min()) <= int(labels.max()) < known:
-        raise ValueError(f"labels: expected one whole number from 0 to {known - 1} for each of {len(x)} "
-                         f"images, got {labels.tolist()}")
-    return labels.to(x.device)
-
-
-def _from_noise(step: Step, denoiser: DenoiserLike, n_samples: int, n_steps: int,
-                seed: int | torch.Generator, labels: Tensor | None, guidance: float,
-                callback: Callback | None, linear_above: float = math.inf) -> Tensor:
-    if n_samples < 1:
-        raise ValueError(f"n_samples={n_samples}: expected at least 1")
+def _from_noise(step: Step, denoiser: Denoiser, n_samples: int, n_steps: int, seed: int | torch.Generator,
+                labels: Tensor | None, **how: Unpack[How]) -> Tensor:
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     sigmas = karras_sigmas(n_steps)
     x = torch.randn((n_samples, *denoiser.image_shape), generator=generator) * sigmas[0]
-    return sample(denoiser, x, sigmas, step, labels, guidance, generator, callback, linear_above)
+    return sample(denoiser, x, sigmas, step, labels, generator=generator, **how)
 
 
-def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
-                seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+def sample_ddpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 250, seed: int = 0,
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `ddpm_step`: estimate the image, go back to it, add fresh noise.
 
     Parameters
@@ -198,10 +174,10 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
         Number of images.
     n_steps : int, default 250
         Noise levels of `karras_sigmas` to visit; one call of the denoiser each.
-    seed : int or torch.Generator, default 0
+    seed : int, default 0
         Source of all noise, on the CPU.
-    labels, guidance, callback
-        As for `sample`.
+    labels, **how
+        As for `sample`; `how` are `guidance`, `callback` and `linear_above`.
 
     Returns
     -------
@@ -211,34 +187,31 @@ def sample_ddpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 250,
     Raises
     ------
     ValueError
-        If `n_samples` or `n_steps` is below 1, or labels do not fit the model.
+        If `n_steps` is below 1, or labels do not fit the model.
     """
-    return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(ddpm_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
-def sample_ddim(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 50, seed: int | torch.Generator = 0,
-                labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+def sample_ddim(denoiser: Denoiser, n_samples: int, *, n_steps: int = 50, seed: int = 0,
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `ddim_step`: the first noise decides the image. All else is as for `sample_ddpm`."""
-    return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(ddim_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
-def sample_heun(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 18, seed: int | torch.Generator = 0,
-                labels: Tensor | None = None, guidance: float = 1.0,
-                callback: Callback | None = None) -> Tensor:
+def sample_heun(denoiser: Denoiser, n_samples: int, *, n_steps: int = 18, seed: int = 0,
+                labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `heun_step`: two calls of the denoiser a step, one at the last. See `sample_ddpm`."""
-    return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(heun_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
-def sample_dpm(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int | torch.Generator = 0,
-               labels: Tensor | None = None, guidance: float = 1.0,
-               callback: Callback | None = None) -> Tensor:
+def sample_dpm(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
+               labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Sample by `dpm_step`: where few calls can be paid, take this one. See `sample_ddpm`."""
-    return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, guidance, callback)
+    return _from_noise(dpm_step, denoiser, n_samples, n_steps, seed, labels, **how)
 
 
-def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
-         seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+def vary(denoiser: Denoiser, images: Tensor, strength: float = 0.5, *, n_steps: int = 20,
+         seed: int = 0, labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Draw images that are variations of given ones: drown these in noise half-way, and walk back.
 
     Parameters
@@ -252,7 +225,7 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
         nothing of it is left. What survives is what is coarser than the noise.
     n_steps : int, default 20
         Steps of the whole walk; `strength` of them, at least one, are taken.
-    seed, labels, guidance
+    seed, labels, **how
         As for `sample_ddpm`; another label than the image's own keeps its coarse form.
 
     Returns
@@ -264,7 +237,9 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     Raises
     ------
     ValueError
-        If `strength` is not above 0 and at most 1, or images or labels do not fit the model.
+        If `strength` is not above 0 and at most 1, the images are no such batch, or labels do not fit.
+    RuntimeError
+        If the images have another size than the model's.
 
     Notes
     -----
@@ -272,24 +247,15 @@ def vary(denoiser: DenoiserLike, images: Tensor, strength: float = 0.5, *, n_ste
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: expected a number above 0, at most 1")
-    _check_drawable(images, denoiser)
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    check_images(images)
+    generator = torch.Generator().manual_seed(seed)
     sigmas = karras_sigmas(n_steps)[n_steps - max(1, round(strength * n_steps)):]
     x = images.cpu() + sigmas[0] * torch.randn(images.shape, generator=generator)
-    return sample(denoiser, x, sigmas, dpm_step, labels, guidance, generator)
+    return sample(denoiser, x, sigmas, dpm_step, labels, generator=generator, **how)
 
 
-def _check_drawable(images: Tensor, denoiser: DenoiserLike) -> None:
-    check_images(images)
-    if images.shape[1:] != torch.Size(denoiser.image_shape):
-        raise ValueError(f"images: expected the shape that this model draws, (N, "
-                         f"{', '.join(map(str, denoiser.image_shape))}), got {tuple(images.shape)}")
-
-
-@torch.no_grad()
-def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
-            seed: int | torch.Generator = 0, labels: Tensor | None = None, guidance: float = 1.0,
-            linear_above: float = math.inf) -> Tensor:
+def inpaint(denoiser: Denoiser, images: Tensor, known: Tensor, *, n_steps: int = 20, n_repeats: int = 10,
+            seed: int = 0, labels: Tensor | None = None, **how: Unpack[How]) -> Tensor:
     """Fill in what is missing in images, so that it fits what is there.
 
     Parameters
@@ -305,10 +271,8 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     n_repeats : int, default 10
         How often each level is walked. Every time, the known pixels are put in under fresh noise, and the
         others answer to them; with 1 they hardly do. The denoiser is called n_steps * n_repeats times.
-    seed
+    seed, labels, **how
         As for `sample_ddpm`.
-    labels, guidance, linear_above
-        As for `sample`.
 
     Returns
     -------
@@ -318,44 +282,44 @@ def inpaint(denoiser: DenoiserLike, images: Tensor, known: Tensor, *, n_steps: i
     Raises
     ------
     ValueError
-        If a number is below 1, or images, mask or labels do not fit the model or each other.
+        If `n_steps` is below 1, the images are no such batch, or labels do not fit.
+    RuntimeError
+        If the mask is not boolean, or the images have another size than the model's.
 
     Notes
     -----
-    RePaint (Lugmayr et al. 2022), algorithm 1 with jumps of one step, in the EDM form.
+    RePaint (Lugmayr et al. 2022), algorithm 1 with jumps of one step, in the EDM form: one more step of
+    `sample`.
     """
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats={n_repeats}: expected at least 1")
-    if known.dtype != torch.bool:
-        raise ValueError(f"known: expected booleans, True where a pixel is kept, got {known.dtype}")
-    images = torch.where(known, images, 0.0)
-    _check_drawable(images, denoiser)
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    sigmas = karras_sigmas(n_steps)
-    x = torch.randn(images.shape, generator=generator) * sigmas[0]
-    x, sigmas, images, known = (tensor.to(_device(denoiser)) for tensor in (x, sigmas, images, known))
-    ask = _asker(denoiser, _fitting(labels, denoiser, x), guidance, linear_above)
-    walk = Walk(ask, lambda: torch.randn(x.shape, generator=generator).to(x.device), None)
-    for sigma, lower in pairwise(sigmas):
-        for repeat in range(n_repeats):
-            if repeat:
-                x = x + (sigma**2 - lower**2).sqrt() * walk.noise()  # back up one level
-            x = torch.where(known, images + sigma * walk.noise(), x)
-            x = ddpm_step(x, ask(x, sigma), sigma, lower, walk)
-    return torch.where(known, images, x.clamp(-1, 1))
+    where = next(denoiser.parameters()).device
+    images, known = torch.where(known, images, 0.0).to(where), known.to(where)
+    check_images(images)
+    generator, sigmas = torch.Generator().manual_seed(seed), karras_sigmas(n_steps)
+
+    def put_in(x: Tensor, sigma: Tensor) -> Tensor:
+        """Replace the known pixels by what they are under fresh noise."""
+        return torch.where(known, images + sigma * torch.randn(x.shape, generator=generator).to(where), x)
+
+    def repaint_step(x: Tensor, estimate: Tensor, sigma: Tensor, lower: Tensor, walk: Walk) -> Tensor:
+        for _ in range(n_repeats - 1):
+            x = ddpm_step(x, estimate, sigma, lower, walk)
+            x = put_in(x + (sigma**2 - lower**2).sqrt() * walk.noise(), sigma)  # back up one level
+            estimate = walk.ask(x, sigma)
+        return put_in(ddpm_step(x, estimate, sigma, lower, walk), lower)
+
+    x = (torch.randn(images.shape, generator=generator) * sigmas[0]).to(where)
+    x = sample(denoiser, put_in(x, sigmas[0]), sigmas, repaint_step, labels, generator=generator, **how)
+    return torch.where(known, images, x)
 
 
-def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed: int = 0,
-             labels: Tensor | None = None, guidance: float = 1.0, batch_size: int = 16,
-             linear_above: float = math.inf) -> Iterator[Tensor]:
+def generate(denoiser: Denoiser, n_samples: int, *, n_steps: int = 20, seed: int = 0,
+             labels: Tensor | None = None, batch_size: int = 16, **how: Unpack[How]) -> Iterator[Tensor]:
     """Yield images in batches, by `sample_dpm`, so that any number fits into memory.
 
     Parameters
     ----------
-    denoiser, n_samples, n_steps, seed
+    denoiser, n_samples, n_steps, seed, labels, **how
         As for `sample_dpm`.
-    labels, guidance, linear_above
-        As for `sample`.
     batch_size : int, default 16
         Images at a time; it does not change the images, up to rounding. 16 of 64x64 pixels fit the caches of
         a processor; a graphics card is quicker with more.
@@ -368,5 +332,5 @@ def generate(denoiser: DenoiserLike, n_samples: int, *, n_steps: int = 20, seed:
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n_samples, batch_size):
         part = labels if labels is None else labels[start:start + batch_size]
-        yield _from_noise(dpm_step, denoiser, min(batch_size, n_samples - start), n_steps, generator, part,
-                          guidance, None, linear_above)
+        n = min(batch_size, n_samples - start)
+        yield _from_noise(dpm_step, denoiser, n, n_steps, generator, part, **how)

@@ -21,7 +21,7 @@ TRAIN = """
     torch.set_num_threads(1)
     images = ChestXRayDataset(sys.argv[1], 64, labels=True)
     loader = DataLoader(images, batch_size=16, shuffle=True, drop_last=True)
-    train_image_diffusion(loader, 64, n_steps=12, progress=False)
+    train_image_diffusion(loader, 64, n_steps=12, num_classes=2, progress=False)
     print(len(images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

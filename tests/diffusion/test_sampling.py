@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from genailab_helpers.diffusion.architectures import UNet2D
-from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, Denoiser, karras_sigmas, schedule_to_sigma
+from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, Denoiser, karras_sigmas
 from genailab_helpers.diffusion.sampling import (
     ddim_step,
     ddpm_step,
@@ -25,23 +25,33 @@ SAMPLERS = [sample_ddpm, sample_ddim, sample_heun, sample_dpm]
 STEPS = [ddpm_step, ddim_step, heun_step, dpm_step]
 
 
-class Gaussian:
+class Known(torch.nn.Module):
+    """A denoiser of which more is known than of a network."""
+
+    num_classes = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+
+class Gaussian(Known):
     """Best denoiser of pixels that are independent and normal: its score is known."""
 
     image_shape = (1, 4, 4)
     mean, std = 0.1, 0.2
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
 
 
-class Crooked:
+class Crooked(Known):
     """A denoiser that is no Gaussian's and mixes pixels, to tell samplers apart."""
 
     image_shape = (1, 4, 4)
     num_classes = 3
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         shift = 0 if labels is None else 0.2 * (labels[:, None, None, None] + 1)
         return torch.tanh((x + x.roll(1, -1)) / (1 + sigma)) / 2 + shift
 
@@ -49,7 +59,8 @@ class Crooked:
 def vp_levels(n_steps: int, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     """Return times of a schedule, the noisiest first, and their sigmas with a last 0."""
     times = torch.arange(n_steps).flip(0) * (len(alphas_cumprod) // n_steps)
-    return times, torch.cat((schedule_to_sigma(alphas_cumprod)[times], torch.zeros(1)))
+    left = alphas_cumprod[times]
+    return times, torch.cat((((1 - left) / left).sqrt(), torch.zeros(1)))
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +201,10 @@ def test_above_a_noise_level_the_linear_estimate_stands_in(network):
     assert not torch.equal(quick, whole)
     linear = network.linear_estimate
 
-    class Linear:
+    class Linear(Known):
         image_shape = network.image_shape
 
-        def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
             return linear(x, sigma.expand(len(x))) if sigma > LINEAR_ABOVE else network(x, sigma)
 
     torch.testing.assert_close(quick, next(generate(Linear(), 4)), rtol=0, atol=1e-6)
@@ -207,14 +218,14 @@ def test_the_size_of_a_batch_does_not_change_the_images():
     assert torch.equal(torch.cat(parts), whole)
 
 
-class Pair:
+class Pair(Known):
     """Best denoiser of two normal pixels with correlation 0.8: what one says of the other is known."""
 
     image_shape = (1, 1, 2)
     std, correlation = 0.3, 0.8
     covariance = std**2 * torch.tensor([[1, correlation], [correlation, 1]])
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         gain = self.covariance @ torch.linalg.inv(self.covariance + sigma**2 * torch.eye(2))
         return (x.flatten(1) @ gain.T).reshape(x.shape)
 
@@ -237,12 +248,19 @@ def test_inpainting_answers_to_the_known_pixels_the_more_it_repeats():
     assert fill_in(1)[0] < 0.6  # what replacing pixels alone reaches
 
 
+def test_known_pixels_are_held_under_the_noise_of_each_level():
+    held, known = [], torch.ones(4, dtype=torch.bool)
+    inpaint(Crooked(), torch.zeros(500, 1, 4, 4), known, n_steps=3, n_repeats=2,
+            callback=lambda i, x, guess: held.append(x.std().item()))
+    assert held == pytest.approx(karras_sigmas(3)[:-1].tolist(), rel=0.05)
+
+
 @pytest.mark.parametrize("grey", [-3.0, 3.0])
 def test_what_is_beyond_black_and_white_is_cut_off(grey):
-    class Certain:
+    class Certain(Known):
         image_shape = (1, 2, 2)
 
-        def __call__(self, x, sigma, labels=None):
+        def forward(self, x, sigma, labels=None):
             return torch.full_like(x, grey)
 
     known = torch.tensor([True, False]).expand(2, 2)
@@ -262,23 +280,13 @@ def test_a_variation_keeps_what_the_noise_leaves(network):
     assert (of_image - of_negative).abs().mean() < 0.01
 
 
-def test_variations_of_a_gaussian_have_its_mean_and_spread():
-    images = torch.randn((4000, 1, 4, 4), generator=torch.Generator().manual_seed(4)) * Gaussian.std
-    varied = vary(Gaussian(), (images + Gaussian.mean).clamp(-1, 1), 0.5, n_steps=60)
-    assert varied.mean().item() == pytest.approx(Gaussian.mean, abs=0.004)
-    assert varied.std().item() == pytest.approx(Gaussian.std, rel=0.03)
-
-
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 0), "strength=0: expected a number above 0"),
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4), 1.5), "strength=1.5"),
-    (lambda: vary(Crooked(), torch.zeros(2, 1, 8, 8)), r"\(N, 1, 4, 4\), got \(2, 1, 8, 8\)"),
     (lambda: vary(Crooked(), torch.zeros(2, 1, 4, 4).double()), "float32 .* got .*torch.float64"),
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), 200.0)), "got 200 to 200"),
     (lambda: vary(Crooked(), torch.full((2, 1, 4, 4), torch.nan)), "got nan to nan"),
-    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, 4)), "expected booleans"),
-    (lambda: inpaint(Crooked(), torch.zeros(2, 1, 4, 4), torch.zeros(4, dtype=torch.bool), n_repeats=0),
-     "n_repeats=0"),
+    (lambda: inpaint(Crooked(), torch.full((2, 1, 4, 4), 200.0), torch.ones(4, dtype=torch.bool)), "got 200"),
 ])
 def test_images_that_do_not_fit_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
@@ -295,18 +303,8 @@ def test_a_real_denoiser_samples_what_it_was_fitted_to():
     assert samples.std(0).mean().item() == pytest.approx(0.05, rel=0.05)
 
 
-@pytest.mark.parametrize(("labels", "message"), [
-    ([0, 1], r"from 0 to 2 for each of 3 images, got \[0, 1\]"),
-    ([0, 1, 3], r"from 0 to 2 .* got \[0, 1, 3\]"),
-    ([-1, 1, 2], r"got \[-1, 1, 2\]"),
-])
-def test_labels_that_do_not_fit_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        sample_heun(Crooked(), 3, labels=torch.tensor(labels))
-
-
-def test_labels_for_a_model_without_labels_and_no_samples_are_refused():
-    with pytest.raises(ValueError, match="trained without labels"):
-        sample_heun(Gaussian(), 1, labels=torch.tensor([0]))
-    with pytest.raises(ValueError, match="n_samples=0"):
-        sample_heun(Gaussian(), 0)
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [-1, 1, 2]])
+@pytest.mark.parametrize("denoiser", [Crooked(), Gaussian()])
+def test_labels_that_do_not_fit_are_refused(denoiser, labels):
+    with pytest.raises(ValueError, match=rf"got \{labels} for 3 images .*num_classes={denoiser.num_classes}"):
+        sample_heun(denoiser, 3, labels=torch.tensor(labels))

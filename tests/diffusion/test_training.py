@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from genailab_helpers.checkpoints import load_checkpoint
+from genailab_helpers.diffusion import training
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.denoiser import Denoiser, load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
@@ -70,7 +71,7 @@ def conditional():
     """A model of both kinds of bars, before and after training, and its losses."""
     model = tiny(num_classes=2)
     model.fit(Bars(64).images)
-    trained, losses = train(Bars(64, labels=True), model, n_steps=400, lr=5e-3)
+    trained, losses = train(Bars(64, labels=True), model, n_steps=400)
     return model, trained, losses
 
 
@@ -104,10 +105,9 @@ def test_an_epoch_takes_every_image_once_in_an_order_that_changes():
     dataset = Counted(20)
     dataset.seen = []
     train(dataset, n_steps=None, n_epochs=2)  # 8 + 8 + 4 images an epoch
-    first, *epochs = dataset.seen[:8], dataset.seen[8:28], dataset.seen[28:]
+    epochs = dataset.seen[:20], dataset.seen[20:]
     assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
     assert epochs[0] != epochs[1]
-    assert first == epochs[0][:8]  # the look at the first batch before training
 
 
 def test_labels_make_the_model_conditional(conditional):
@@ -120,15 +120,6 @@ def test_labels_make_the_model_conditional(conditional):
 
     assert uprightness(upright) > 0.1
     assert uprightness(lying) < -0.1
-
-
-@pytest.mark.parametrize("loader", [
-    DataLoader(Bars(16, labels=True), batch_size=8),
-    DataLoader(Subset(Bars(16, labels=True), range(8)), batch_size=8),
-])
-def test_the_number_of_classes_comes_from_the_data_set(loader):
-    model, _ = train_image_diffusion(loader, 8, n_steps=1, device="cpu", progress=False)
-    assert model.num_classes == 2
 
 
 def test_a_list_of_batches_and_lists_of_one_are_loaders_too():
@@ -195,37 +186,36 @@ def test_muon_treats_a_convolution_as_a_matrix():
 
 # Going on after an interruption
 
-class Interrupted(Exception):
-    pass
-
-
 class Breaking(Bars):
     """Stops the training after so many images, and takes down what a kill at this moment would leave."""
 
     left = 10**9
     path: Path | None = None
 
-    def __init__(self, n: int = 32, error: type[BaseException] = Interrupted) -> None:
-        super().__init__(n)
-        self.error = error
-
     def __getitem__(self, i):
         self.left -= 1
         if self.left < 0:
             if self.path is not None:
                 self.there = self.path.read_bytes() if self.path.exists() else None
-            raise self.error
+            raise KeyboardInterrupt
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize(("images_left", "steps"), [(8 + 3, 0), (8 + 8 * 4, 4), (8 + 36 + 36 + 1, 10)])
-@pytest.mark.parametrize("kind", ["killed", "an error", "Ctrl-C"])
-def test_an_interrupted_training_goes_on_to_the_same_losses_and_weights(tmp_path, images_left, steps, kind):
+@pytest.fixture
+def often_saved(monkeypatch):
+    """Write the checkpoint every second step."""
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+
+
+@pytest.mark.parametrize(("images_left", "steps"), [(3, 0), (8 * 4, 4), (36 + 36 + 1, 10)])
+@pytest.mark.parametrize("kind", ["killed", "Ctrl-C"])
+def test_an_interrupted_training_goes_on_to_the_same_losses_and_weights(tmp_path, often_saved, images_left,
+                                                                        steps, kind):
     whole, losses = train(Bars(36), n_steps=13)  # 5 batches an epoch, the last one smaller
-    dataset = Breaking(36, KeyboardInterrupt if kind == "Ctrl-C" else Interrupted)
+    dataset = Breaking(36)
     dataset.left, dataset.path = images_left, tmp_path / "run" / "model.safetensors"
-    with pytest.raises(dataset.error):
-        train(dataset, n_steps=13, checkpoint=dataset.path, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, n_steps=13, checkpoint=dataset.path)
     if kind == "killed":
         dataset.path.unlink(missing_ok=True)
         if dataset.there is not None:
@@ -233,12 +223,12 @@ def test_an_interrupted_training_goes_on_to_the_same_losses_and_weights(tmp_path
     elif steps:  # nothing is lost
         assert load_checkpoint(dataset.path).tensors["losses"].tolist() == losses[:steps]
     dataset.left = 10**9
-    resumed, all_losses = train(dataset, n_steps=13, checkpoint=dataset.path, checkpoint_every=2)
+    resumed, all_losses = train(dataset, n_steps=13, checkpoint=dataset.path)
     assert all_losses == losses
     assert same_weights(resumed, whole)
 
 
-def test_ctrl_c_within_a_step_keeps_the_last_whole_state_written(tmp_path, monkeypatch):
+def test_ctrl_c_within_a_step_keeps_the_last_whole_state_written(tmp_path, monkeypatch, often_saved):
     whole, losses = train(Bars(36), n_steps=9)
     path = tmp_path / "model.safetensors"
     step, taken = torch.optim.AdamW.step, iter(range(9))
@@ -251,9 +241,9 @@ def test_ctrl_c_within_a_step_keeps_the_last_whole_state_written(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(Bars(36), n_steps=9, checkpoint=path, checkpoint_every=2)
+            train(Bars(36), n_steps=9, checkpoint=path)
     assert load_checkpoint(path).tensors["losses"].tolist() == losses[:4]
-    resumed, all_losses = train(Bars(36), n_steps=9, checkpoint=path, checkpoint_every=2)
+    resumed, all_losses = train(Bars(36), n_steps=9, checkpoint=path)
     assert all_losses == losses
     assert same_weights(resumed, whole)
 
@@ -262,9 +252,9 @@ def test_the_average_weighs_recent_steps_most(tmp_path):
     weights = []
     for stop in range(1, 5):
         dataset, path = Breaking(), tmp_path / f"{stop}.safetensors"
-        dataset.left = 8 + 8 * stop  # the first look, and so many batches
-        with pytest.raises(Interrupted):
-            train(dataset, n_steps=20, checkpoint=path, checkpoint_every=1)
+        dataset.left = 8 * stop
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, n_steps=20, checkpoint=path)
         saved = load_checkpoint(path).tensors
         weights.append(saved["weights.network.first.1.weight"].double())
     # a power profile of exponent 12: step t of n has the share (t^13 - (t-1)^13) / n^13
@@ -277,53 +267,45 @@ def test_the_average_weighs_recent_steps_most(tmp_path):
 def test_a_finished_training_returns_at_once_and_its_checkpoint_is_a_model(tmp_path):
     path = tmp_path / "model.safetensors"
     model, losses = train(checkpoint=path)
-    written = path.stat().st_mtime_ns
     again, same = train(checkpoint=path)
     assert (same, same_weights(again, model)) == (losses, True)
-    assert path.stat().st_mtime_ns == written
     assert same_weights(load_denoiser(path), model)
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"seed": 3}, r"training.seed is 0 in the file and 3 here"),
-    ({"n_steps": 9}, r"training.n_steps is 6 in the file and 9 here"),
-    ({"lr": 1e-3}, r"training.lr"),
+    ({"seed": 3}, "training.seed is 0 in the file and 3 here"),
+    ({"n_steps": 9}, "training.n_steps is 6 in the file and 9 here"),
+    ({"model": Denoiser(UNet2D(16, 16), 8)}, "network.in_channels is 1 in the file and 16 here"),
 ])
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, message):
-    train(checkpoint=tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=message):
-        train(checkpoint=tmp_path / "model.safetensors", **change)
-
-
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     train(checkpoint=path)
-    other = Denoiser(UNet2D(base_channels=16, channel_multipliers=(1, 2), time_emb_dim=16), 8, 4)
-    with pytest.raises(ValueError, match=r"model.safetensors: .*base_channels is 8 in the file and 16 here"):
-        train(model=other, checkpoint=path)
+    with pytest.raises(ValueError, match=rf"model.safetensors: .*{message}"):
+        train(checkpoint=path, **change)
 
 
 # What goes wrong
 
-@pytest.mark.parametrize(("bad", "lr"), [(float("nan"), 5e-3), (0.5, 1e30)])
-def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_state(tmp_path, bad, lr):
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_what_is_no_number_stops_and_leaves_the_last_good_state(tmp_path, of):
     class Losing(Denoiser):
-        """A denoiser that is lost from the fifth step on."""
+        """A denoiser whose estimate or its gradient is lost from the fifth step on."""
 
         asked = 0
 
         def forward(self, x, sigma, labels=None):
             self.asked += 1
-            return super().forward(x, sigma, labels) * (bad if self.asked > 4 else 1)
+            estimate = super().forward(x, sigma, labels)
+            if self.asked > 4 and of == "gradient":
+                estimate.register_hook(lambda gradient: gradient * torch.nan)
+            return estimate * torch.nan if self.asked > 4 and of == "loss" else estimate
 
     path = tmp_path / "model.safetensors"
-    with pytest.raises(FloatingPointError, match=r"step \d+: loss .*a smaller step size than lr"):
-        train(model=Losing(tiny().network, 8, 4), n_steps=20, checkpoint=path, lr=lr)
-    assert all(p.isfinite().all() for p in load_denoiser(path).parameters())
-    if lr < 1:  # with a sound model it goes on from there, as if nothing had been
-        whole, losses = train(n_steps=20)
-        resumed, all_losses = train(n_steps=20, checkpoint=path)
-        assert (all_losses, same_weights(resumed, whole)) == (losses, True)
+    with pytest.raises(FloatingPointError, match=r"step 4: loss .*not finite"):
+        train(model=Losing(tiny().network, 8, 4), n_steps=20, checkpoint=path)
+    whole, losses = train(n_steps=20)  # with a sound model it goes on from there, as if nothing had been
+    resumed, all_losses = train(n_steps=20, checkpoint=path)
+    assert (all_losses, same_weights(resumed, whole)) == (losses, True)
 
 
 def batches(**change):
@@ -335,37 +317,27 @@ def batches(**change):
     ([["a.png", "b.png"]], {}, r"float32 in .* in a str"),
     (batches(images=torch.zeros(8, 8, 8)), {}, r"expected the shape \(N, 1, H, W\).* got \(8, 8, 8\)"),
     (batches(images=torch.zeros(8, 1, 8, 8, dtype=torch.uint8)), {}, r"got .*torch.uint8"),
-    (batches(images=torch.zeros(8, 1, 16, 16)), {}, r"expected 8x8 pixels, got \(8, 1, 16, 16\).*img_size"),
+    (batches(images=torch.zeros(8, 1, 16, 16)), {}, r"takes the shape \(N, 1, 8, 8\), got \(8, 1, 16, 16\)"),
     (batches(images=torch.zeros(8, 3, 8, 8)), {}, r"got \(8, 3, 8, 8\) .*one channel of colours"),
     (batches(images=torch.full((8, 1, 8, 8), 255.0)), {}, r"255 to 255; .*x / 127.5 - 1"),
     (batches(images=torch.full((8, 1, 8, 8), torch.nan)), {}, r"got nan to nan"),
-    (batches(labels=torch.tensor([0, 1] * 4)), {}, r"num_classes=None does not fit .* with labels"),
+    (batches(labels=torch.tensor([0, 1] * 4)), {}, r"labels: got \[0, 1\], .* not fit num_classes=None"),
     ([], {}, r"yields no batch"),
-    (iter(batches()), {"n_steps": 2}, r"yields no batch: .*read only once"),
-    (iter(batches()), {"n_steps": None, "n_epochs": 1}, r"does not know its length: give n_steps"),
-    (batches(), {"n_steps": None}, r"how long to train"),
-    (batches(), {"n_steps": 0}, r"n_steps=0: expected more than 0"),
-    (batches(), {"n_epochs": 1, "n_steps": 0}, r"n_steps=0: expected more than 0"),
-    (batches(), {"n_epochs": 0, "n_steps": None}, r"n_steps=0: expected more than 0"),
-    (batches(), {"minutes": -1.0}, r"minutes=-1.0: expected more than 0"),
-    (batches(), {"num_classes": 3}, r"made for img_size=8 and num_classes=None, not for 8 and 3"),
+    (batches(), {"n_steps": None}, r"n_steps=None, minutes=None: give"),
+    (batches(), {"n_steps": 0}, r"n_steps=0, minutes=None: give"),
+    (batches(), {"n_epochs": 0, "n_steps": None}, r"n_steps=0, minutes=None: give"),
+    (batches(), {"minutes": -1.0}, r"minutes=-1.0: give"),
 ])
 def test_bad_batches_give_one_clear_error(loader, more, message):
     with pytest.raises(ValueError, match=message):
         train_image_diffusion(loader, 8, **{"n_steps": 1, "model": tiny(), "progress": False, **more})
 
 
-def test_a_model_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"made for img_size=8 .* not for 16"):
-        train_image_diffusion([torch.zeros(2, 1, 16, 16)], 16, n_steps=1, model=tiny(), progress=False)
-
-
 @pytest.mark.parametrize(("labels", "num_classes", "message"), [
-    (torch.tensor([0, 2] * 4), 2, r"one whole number from 0 to 1 .* from 0 to 2"),
-    (torch.tensor([0, -1] * 4), 2, r"from -1 to 0"),
-    (torch.rand(8), 2, r"got torch.float32"),
-    (torch.tensor([0, 1] * 4), None, r"no `classes`: give num_classes"),
-    (None, 2, r"num_classes=2 does not fit .* without labels"),
+    (torch.tensor([0, 2] * 4), 2, r"labels: got \[0, 2\], which does not fit num_classes=2"),
+    (torch.tensor([0, -1] * 4), 2, r"got \[-1, 0\]"),
+    (torch.full((8,), 0.5), 2, r"got \[0.5\]"),
+    (None, 2, r"labels: got None, which does not fit num_classes=2"),
 ])
 def test_bad_labels_give_one_clear_error(labels, num_classes, message):
     loader = batches() if labels is None else batches(labels=labels)

@@ -126,7 +126,7 @@ def test_chance_lies_within_the_control_of_the_grader():
 
 @pytest.mark.parametrize(("masks", "message"), [
     (torch.zeros(2, 4, 4), "bool"), (torch.ones(2, 4, 5, dtype=torch.bool), r"\(2, 4, 5\)"),
-    (torch.zeros(2, 4, 4, dtype=torch.bool), "without lesion")])
+    (torch.zeros(2, 4, 4, dtype=torch.bool), "each with a lesion")])
 def test_wrong_masks_are_refused(masks, message):
     for measure in (xai.pointing_game, xai.energy_in_mask):
         with pytest.raises(ValueError, match=message):

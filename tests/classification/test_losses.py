@@ -148,8 +148,8 @@ def test_the_coral_head_shares_its_weights_and_starts_with_even_grades():
 
 
 @pytest.mark.parametrize("grades", [
-    torch.tensor([0, 5]), torch.tensor([-1, 2]), torch.tensor([0.0, 1.0]), torch.tensor([True, False]),
-    [0, 1], torch.tensor([0, 1, 2]), torch.tensor([[0], [1]])], ids=str)
+    torch.tensor([0, 5]), torch.tensor([-1, 2]), torch.tensor([0.0, 1.0]), torch.tensor([0, 1, 2]),
+    torch.tensor([[0], [1]])], ids=str)
 def test_wrong_grades_are_refused(loss, grades):
     with pytest.raises(ValueError, match=r"grades: expected integers from 0 to 4, .*, got .* for 2$"):
         loss(torch.zeros(2, loss.n_outputs), grades)

@@ -126,8 +126,7 @@ def npv(positive: np.ndarray, called: np.ndarray) -> float:
 def ppv_at_prevalence(sensitivity: ArrayLike, specificity: ArrayLike, prevalence: ArrayLike) -> np.ndarray:
     """Return the fraction of those predicted positive that are, where `prevalence` of all are (Bayes)."""
     hit = np.asarray(sensitivity) * np.asarray(prevalence)
-    with np.errstate(invalid="ignore"):  # NaN where nothing is predicted positive
-        return hit / (hit + (1 - np.asarray(specificity)) * (1 - np.asarray(prevalence)))
+    return hit / (hit + (1 - np.asarray(specificity)) * (1 - np.asarray(prevalence)))
 
 
 def choose_threshold(positive: ArrayLike, score: ArrayLike) -> float:
@@ -308,14 +307,13 @@ def class_metrics(labels: ArrayLike, probabilities: Outputs, thresholds: Outputs
 def _checked(labels: ArrayLike, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (N,) and the outputs of all runs, (N, S) or (N, S, K), in wide dtypes."""
     truth, runs = np.asarray(labels), np.stack([np.asarray(x) for x in outputs.values()], axis=1)
-    if truth.shape != runs.shape[:1] or not truth.size or truth.dtype.kind not in "iub" or truth.min() < 0:
-        raise ValueError(f"labels: expected integers from 0, one for each of {len(runs)} outputs, got "
-                         f"{truth.dtype} {truth.shape}")
-    fits = np.isfinite(runs).all() and (runs.ndim == 2 or (
-        runs.min() >= 0 and abs(runs.sum(2) - 1).max() < 1e-3 and truth.max() < runs.shape[2]))
+    fits = (truth.shape == runs.shape[:1] and truth.size and truth.dtype.kind in "iub" and truth.min() >= 0
+            and np.isfinite(runs).all() and (runs.ndim == 2 or (
+                runs.min() >= 0 and abs(runs.sum(2) - 1).max() < 1e-3 and truth.max() < runs.shape[2])))
     if not fits:
-        raise ValueError("outputs: expected finite labels (N,), or probabilities (N, K) of every class, rows "
-                         f"summing to 1, got {runs[:, 0].shape} from {runs.min():.4g} to {runs.max():.4g}")
+        raise ValueError(f"expected labels (N,), integers from 0, got {truth.dtype} {truth.shape}; and for "
+                         "each seed finite outputs, labels (N,) or probabilities (N, K) of every class, rows "
+                         f"summing to 1, got {runs.dtype} {runs[:, 0].shape}")
     return truth.astype(int), runs.astype(float if runs.dtype.kind == "f" else int)
 
 

@@ -137,19 +137,18 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     shifted = ", probabilities shifted to the proportions of train" * any(model.logit_shift)
     training = {**recipe, "classes": "each drawn equally often" + shifted, "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
-                "temperature": f"{model.temperature:.3f}, fitted on val", "seconds": round(result.seconds),
-                "torch": torch.__version__}
+                "temperature": f"{model.temperature:.3f}, fitted on val",
+                **{f"threshold of {name}": f"{at:.3f}, chosen on val" for name, at in thresholds.items()},
+                "seconds": round(result.seconds), "torch": torch.__version__}
     limits = ["Images of another hospital, age, view or device were not tried.",
               "Intervals are over patients; what another seed of the training would change is not in them."]
     if untold := sum((images["known"] == "own").sum() for images in tables.values()):
         limits.append(f"Nothing tells the patient of {untold} images, which count as one patient each: "
                       "several images of one person may be on both sides.")
-    scores = [judged] if isinstance(judged, str) else [
-        f"**{judged.first}.** {verdict}", f"```text\n{fenced[0]}\n```"]
     if thresholds:
         limits.append("PPV and NPV hold for the class frequencies of these images alone.")
-        scores.append("Thresholds, chosen on val and frozen: "
-                      + ", ".join(f"{_plain(name)} {value:.3f}" for name, value in thresholds.items()) + ".")
+    scores = judged if isinstance(judged, str) else (
+        f"**{judged.first}.** {verdict}\n\n```text\n{fenced[0]}\n```")
     return "\n\n".join([
         f"# Model card: {names}",
         f"{datetime.now(UTC).date().isoformat()}. **Not for diagnosis.**",
@@ -161,7 +160,7 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
         "## Data", f"`{_plain(recipe['data'])}`. {split} No known patient is in two parts.",
         _table(["part", "images", "patients", *model.classes, "SHA-256 of the files' sorted sums"], counts),
         "## Training", _table(["argument", "value"], training.items()),
-        "## Scores", *scores,
+        "## Scores", scores,
         "## Shortcut audit", f"```text\n{fenced[1]}\n```", verdict,
         "## Limits", "\n".join(f"- {limit}" for limit in limits)]) + "\n"
 

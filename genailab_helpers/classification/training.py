@@ -62,9 +62,8 @@ class Augmentation:
         mirror = 1 - 2 * (torch.rand(n, generator=generator) < 0.5 * self.flip).float()
         angle, scale = angle * math.radians(self.rotation), 1 + zoom * self.zoom
         cos, sin = angle.cos() / scale, angle.sin() / scale
-        rows = [torch.stack([cos * mirror, -sin, 2 * self.shift * right], 1),
-                torch.stack([sin * mirror, cos, 2 * self.shift * down], 1)]
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        matrix = [cos * mirror, -sin, 2 * self.shift * right, sin * mirror, cos, 2 * self.shift * down]
+        grid = F.affine_grid(torch.stack(matrix, 1).view(n, 2, 3), list(images.shape), align_corners=False)
         moved = F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside, 0 is black
         gain, offset = 1 + self.contrast * contrast, self.brightness * light
         return (moved * gain[:, None, None, None] + offset[:, None, None, None]).clamp(-1, 1)

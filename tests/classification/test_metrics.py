@@ -132,9 +132,6 @@ def test_ppv_follows_prevalence_by_bayes():
     assert metrics.ppv_at_prevalence(*rates, positive.mean()) == pytest.approx(metrics.ppv(positive, called))
     # by hand: 90 % and 90 %, one in a hundred ill: 9 of 9 + 99 calls are right, per thousand
     assert metrics.ppv_at_prevalence(0.9, 0.9, [0.01, 1.0, 0.0]) == pytest.approx([9 / 108, 1, 0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert math.isnan(metrics.ppv_at_prevalence(0.9, 1.0, 0.0))
 
 
 def test_the_threshold_is_the_best_one_and_lies_between_scores():
@@ -259,8 +256,8 @@ def test_absent_and_rare_classes_are_not_a_crash():
 
 @pytest.mark.parametrize(("labels", "outputs", "message"), [
     ([0, 1], {}, "at least one array"),
-    *[(labels, {0: labels}, "labels: expected integers") for labels in ([0.0, 1.0], [0, -1], [])],
-    ([0, 1], {0: [0, 1, 1]}, "one for each of 3"), ([0, 1], {0: [0, 1], 1: [0]}, "same shape"),
+    *[(labels, {0: labels}, "expected labels .*, integers from 0") for labels in ([0.0, 1.0], [0, -1], [])],
+    ([0, 1], {0: [0, 1, 1]}, r"\(2,\); and .* \(3,\)"), ([0, 1], {0: [0, 1], 1: [0]}, "same shape"),
     ([0, 1], {0: [math.nan, 1]}, "finite"), ([0, 2], {0: [[0.5, 0.5], [1.0, 0.0]]}, "every class"),
     ([0, 1], {0: [[3.0, -2.0], [1.0, 0.5]]}, "rows summing to 1")])
 def test_what_does_not_fit_is_refused(labels, outputs, message):

@@ -128,7 +128,7 @@ def test_grades_get_the_metrics_of_grades(root, tmp_path):
     result = trained(1.0)._replace(model=model)
     card = model_card(result, films, judged, RECIPE, "Found so.", {}, "the audit", "the verdict")
     assert "`genailab grade`" in card
-    assert "Thresholds" not in card
+    assert "| threshold of" not in card
     assert "PPV" not in card
 
 
@@ -139,7 +139,7 @@ def test_the_card_tells_the_run(root):
     for told in (f"| test | 12 | 7 | 5 | 7 | {listed} |", "| train | 15 | 15 | 9 | 6 | ",
                  "`greys`. Found so.", "Nothing tells the patient of 23 images",  # those of train and val
                  "**balanced accuracy on test 1.000 [1.000, 1.000], n = 7, seeds 3.** the verdict",
-                 "| temperature | 2.000, fitted on val |", "Dark 0.500, Light 0.500",
+                 "| temperature | 2.000, fitted on val |", "| threshold of Dark | 0.500, chosen on val |",
                  "```text\nthe audit\n```", "3, of which number 2 was best on val",
                  "| classes | each drawn equally often |", "`genailab classify`"):
         assert told in card

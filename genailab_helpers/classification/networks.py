@@ -82,9 +82,8 @@ class FrozenLite0(nn.Module):
         self.std.copy_(described.std(0).clamp(min=1e-3))  # a feature that never varies stays small
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1], or for what `describe` gave."""
-        described = images if images.ndim == 2 else self.describe(images)
-        return self.head(self.dropout((described - self.mean) / self.std))
+        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1]."""
+        return self.head(self.dropout((self.describe(images) - self.mean) / self.std))
 
 
 def _lite0_maps() -> nn.Module:

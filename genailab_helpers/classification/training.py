@@ -281,8 +281,8 @@ def train_classifier(train: Any, val: Any, loss: str = "cross_entropy", backbone
     cards = [where] if where.type == "cuda" else []
     with Progress(n_steps, minutes, progress) as clock, torch.random.fork_rng(devices=cards):
         if isinstance(network, FrozenLite0):
-            train, val, augmentation = _described(network, train), _described(network, val), None
-            network.fit(train.tensors[0])
+            augmentation = None  # then every image is described once, and comes from the cache
+            network.fit(torch.cat([network.describe(images) for images, _ in _batches(train)]))
         while clock.share < 1 and len(history) - best <= patience:
             batches = _batches(train, batch_size, _draw_equally(labels, seed, len(history)))
             mean_loss = _run_epoch(model, batches, augmentation, optimiser, lr, clock, seed)
@@ -379,12 +379,7 @@ def _batches(images: Any, size: int = 32, rows: list[int] | None = None) -> Iter
     """
     own = torch.Generator()  # the global one stays as it is
     for batch, *labels in DataLoader(images, size, sampler=rows, drop_last=rows is not None, generator=own):
-        yield [((batch + 1) * 127.5).round() / 127.5 - 1 if batch.ndim == 4 else batch, *labels]
-
-
-def _described(network: FrozenLite0, images: Any) -> TensorDataset:
-    described = [(network.describe(batch), labels) for batch, labels in _batches(images)]
-    return TensorDataset(*map(torch.cat, zip(*described, strict=True)))
+        yield [((batch + 1) * 127.5).round() / 127.5 - 1, *labels]
 
 
 @torch.no_grad()

@@ -90,14 +90,14 @@ def nll(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.mean(np.log(np.maximum(of_truth, np.finfo(float).eps))))
 
 
-def ece(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = 15) -> float:
-    """Return the calibration error of the most probable class, in `n_bins` bins of equal width.
+def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the calibration error of the most probable class, in 15 bins of equal width.
 
     The sum over bins of (images in it / N) `|accuracy - mean confidence|` (Guo et al. 2017). Chance alone
     raises it above 0, and more so in a resample: the interval lies too high, the more the fewer the images.
     """
     confidence = probabilities.max(1)
-    bins = np.ceil(confidence * n_bins).astype(int)
+    bins = np.ceil(confidence * 15).astype(int)
     gaps = np.bincount(bins, weights=(labels == probabilities.argmax(1)) - confidence)
     return float(np.abs(gaps).sum() / len(labels))
 

@@ -115,10 +115,10 @@ def test_rates_of_no_image_are_no_number_and_a_certain_mistake_costs_a_finite_nl
 
 
 def test_calibration_error_by_hand():
-    # three bins: confidences .4, .4 (one right of two) | .6 (right) | .9 (wrong)
+    # three of fifteen bins: confidences .45, .46 (one right of two) | .61 (right) | .9 (wrong)
     y = np.array([0, 1, 0, 1])
-    p = np.array([[0.4, 0.35, 0.25], [0.4, 0.35, 0.25], [0.6, 0.3, 0.1], [0.9, 0.1, 0.0]])
-    assert metrics.ece(y, p, n_bins=3) == pytest.approx((abs(1 + 1 - 0.4 - 0.4 - 0.6) + 0.9) / 4)
+    p = np.array([[0.45, 0.35, 0.2], [0.46, 0.35, 0.19], [0.61, 0.3, 0.09], [0.9, 0.1, 0.0]])
+    assert metrics.ece(y, p) == pytest.approx((abs(1 - 0.45 - 0.46) + 1 - 0.61 + 0.9) / 4)
 
 
 def test_ppv_follows_prevalence_by_bayes():

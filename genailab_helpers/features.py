@@ -60,9 +60,8 @@ def lite0_features(images: torch.Tensor, side: int = 128) -> np.ndarray:
     """
     check_images(images)
     folder, features = cache_folder("features") / f"{_NETWORK}-{side}", np.empty((len(images), N_FEATURES))
-    hashes = [hashlib.sha1(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-              for pixels in images.numpy(force=True)]
-    files = [folder / f"{pixels}.f4" for pixels in hashes]
+    files = [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.f4"
+             for image in images.numpy(force=True)]
     missing = [i for i, file in enumerate(files) if not _read(file, features[i])]
     for start in range(0, len(missing), 32):
         rows = missing[start:start + 32]

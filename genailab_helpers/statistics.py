@@ -22,6 +22,8 @@ class Interval(NamedTuple):
         How many independent units (patients, or images where no patients are known) it rests on.
     level : float
         Confidence of the interval.
+    seeds : tuple of int
+        The random seeds of the trained models whose mean it is, if there are any.
     """
 
     value: float
@@ -29,13 +31,15 @@ class Interval(NamedTuple):
     high: float
     n: int
     level: float = 0.95
+    seeds: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         width, digits = self.high - self.low, 3
         if 1e-9 < width < math.inf:  # the last counts in steps of 2 to 20 % of the width, or is the first
             digits = min(6, max(1, math.floor(1.7 - math.log10(width))))
         value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in self[:3])  # no -0.0
-        return f"{value} [{low}, {high}], n = {self.n}"
+        seeds = ", seeds " * bool(self.seeds) + " ".join(map(str, self.seeds))
+        return f"{value} [{low}, {high}], n = {self.n}{seeds}"
 
 
 def class_mean(labels: ArrayLike, values: ArrayLike) -> float:

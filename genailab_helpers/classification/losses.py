@@ -68,10 +68,10 @@ class GradeLoss:
             If shapes or dtypes are not these, the batch is empty or a grade is out of range.
         """
         self._checked(logits)
-        if grades.is_floating_point() or grades.shape != logits.shape[:1] or not len(grades) or not (
+        if grades.is_floating_point() or grades.shape != logits.shape[:1] or not (
                 0 <= grades.min() <= grades.max() < self.num_classes):
             raise ValueError(f"grades: expected integers from 0 to {self.num_classes - 1}, one per row of "
-                             f"logits and at least one, got {grades.tolist()!s:.60} for {len(logits)}")
+                             f"logits, got {grades.tolist()!s:.60} for {len(logits)}")
         return self._loss(logits, grades.long())
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -106,10 +106,9 @@ class GradeLoss:
         return (self.num_classes * counts / counts.sum()).log().tolist() if self.proper else [0.0]
 
     def _checked(self, logits: Tensor) -> Tensor:
-        if not logits.is_floating_point() or logits.ndim != 2 or logits.shape[1] != self.n_outputs:
-            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects floating "
-                             f"point (N, {self.n_outputs}), got {logits.dtype} {tuple(logits.shape)}: end "
-                             "the network in .head()")
+        if logits.shape[1:] != (self.n_outputs,):
+            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects (N, "
+                             f"{self.n_outputs}), got {tuple(logits.shape)}: end the network in .head()")
         return logits
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ number is the mean over seeds. Intervals are over patients; they leave the diffe
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -187,31 +187,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, probabilities: Callable[[Ten
                                         bounds=(-5, 5), method="bounded").x))
 
 
-class Score(NamedTuple):
-    """A number with its 95 % interval over patients, and where it comes from.
-
-    Attributes
-    ----------
-    value, low, high : float
-        The mean over seeds and the ends of its interval; NaN where they do not exist.
-    n : int
-        Patients (images where no patients are known).
-    seeds : tuple of int
-        The random seeds of the trained models.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    seeds: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{Interval(*self[:4])}, seeds {' '.join(map(str, self.seeds))}"
-
-
 def score(metric: Metric, labels: ArrayLike, outputs: Outputs, patients: ArrayLike | None = None,
-          n_resamples: int = 1000) -> Score:
+          n_resamples: int = 1000) -> Interval:
     """Measure a model with an interval.
 
     Parameters
@@ -229,8 +206,9 @@ def score(metric: Metric, labels: ArrayLike, outputs: Outputs, patients: ArrayLi
 
     Returns
     -------
-    Score
-        Its ends are NaN where the number does not exist or there is one patient only.
+    Interval
+        Over patients, of the mean over seeds. Its ends are NaN where the number does not exist or there is
+        one patient only.
 
     Raises
     ------
@@ -240,11 +218,11 @@ def score(metric: Metric, labels: ArrayLike, outputs: Outputs, patients: ArrayLi
     truth, runs = _checked(labels, outputs)
     found = bootstrap_interval(partial(_over_seeds, metric), truth, runs, groups=patients,
                                n_resamples=n_resamples)
-    return Score(*found[:4], tuple(outputs))
+    return found._replace(seeds=tuple(outputs))
 
 
 def difference(metric: Metric, labels: ArrayLike, first: Outputs, second: Outputs,
-               patients: ArrayLike | None = None, n_resamples: int = 1000) -> Score:
+               patients: ArrayLike | None = None, n_resamples: int = 1000) -> Interval:
     """Return `score` of the first model minus that of the second, on the same resampled patients.
 
     Parameters and errors are those of `score`. The models differ beyond chance where 0 is outside the
@@ -253,7 +231,7 @@ def difference(metric: Metric, labels: ArrayLike, first: Outputs, second: Output
     (truth, ours), (_, theirs) = _checked(labels, first), _checked(labels, second)
     found = bootstrap_interval(lambda t, a, b: _over_seeds(metric, t, a) - _over_seeds(metric, t, b),
                                truth, ours, theirs, groups=patients, n_resamples=n_resamples)
-    return Score(*found[:4], tuple(first))
+    return found._replace(seeds=tuple(first))
 
 
 def subgroups(metric: Metric, labels: ArrayLike, outputs: Outputs, subgroup: ArrayLike,
@@ -287,8 +265,8 @@ def class_metrics(labels: ArrayLike, probabilities: Outputs, thresholds: Outputs
     Returns
     -------
     SimpleNamespace
-        A `Score` each: `accuracy`, `balanced_accuracy` of the most probable class; `macro_auroc`, `nll` and
-        `ece`. And tuples with a `Score` for each class against the others: `auroc`, `sensitivity`,
+        An `Interval` each: `accuracy`, `balanced_accuracy` of the most probable class; `macro_auroc`, `nll`
+        and `ece`. And tuples with one for each class against the others: `auroc`, `sensitivity`,
         `specificity`, `ppv` and `npv`.
     """
     measure = partial(score, patients=patients, n_resamples=n_resamples)

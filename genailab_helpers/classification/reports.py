@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from genailab_helpers.classification import metrics
-from genailab_helpers.classification.metrics import Score
 from genailab_helpers.classification.training import Classifier, TrainingResult
 from genailab_helpers.datasets.folders import part_images
 from genailab_helpers.datasets.names import GRADES
+from genailab_helpers.statistics import Interval
 
 
 class Judgement(NamedTuple):
@@ -25,14 +25,14 @@ class Judgement(NamedTuple):
     ----------
     first : str
         The score to look at first: what was measured, on what, and how much it is.
-    scores : dict of str to Score
+    scores : dict of str to Interval
         By names that hold the class.
     text : str
         All scores beside chance, and the accuracy for the images of each class.
     """
 
     first: str
-    scores: dict[str, Score]
+    scores: dict[str, Interval]
     text: str
 
     def __str__(self) -> str:
@@ -73,9 +73,9 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     else:
         chosen = {seed: [thresholds[name] for name in model.classes]}
         found = vars(metrics.class_metrics(labels, probabilities, chosen, patients))
-    scores: dict[str, Score] = {}
+    scores: dict[str, Interval] = {}
     for name, value in found.items():
-        each = {"": value} if isinstance(value, Score) else dict(zip(model.classes, value, strict=True))
+        each = {"": value} if isinstance(value, Interval) else dict(zip(model.classes, value, strict=True))
         scores |= {f"{name.replace('_', ' ')} {of}".strip(): score for of, score in each.items()}
     common = part_images(parts["train"])["label"].mode()[0]
     names = np.array(model.classes)
@@ -92,7 +92,7 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     return Judgement(f"{headline} on {part} {scores[headline]}", scores, "\n".join(lines))
 
 
-def _aligned(scores: Mapping[str, Score]) -> list[str]:
+def _aligned(scores: Mapping[str, Interval]) -> list[str]:
     return [f"{name:{max(map(len, scores))}}  {score}" for name, score in scores.items()]
 
 

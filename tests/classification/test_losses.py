@@ -151,10 +151,6 @@ def test_wrong_logits_are_refused(loss):
         for call in (lambda z: loss(z, grades), loss.probabilities, loss.decode):
             with pytest.raises(ValueError, match=rf"\(N, {loss.n_outputs}\)"):
                 call(logits)
-    with pytest.raises(ValueError, match="floating"):
-        loss(torch.zeros(2, loss.n_outputs, dtype=torch.int64), grades)
-    with pytest.raises(ValueError, match="at least one"):
-        loss(torch.zeros(0, loss.n_outputs), grades[:0])
     with pytest.raises(ValueError, match="num_classes"):
         type(loss)(1)
 

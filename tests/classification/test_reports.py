@@ -16,6 +16,7 @@ from genailab_helpers.classification.reports import judge, model_card
 from genailab_helpers.classification.training import Classifier, Epoch, TrainingResult
 from genailab_helpers.datasets.folders import RadiographFolder
 from genailab_helpers.datasets.names import GRADES
+from genailab_helpers.statistics import Interval
 
 N_FILMS = {"train": (9, 6), "val": (4, 4), "test": (5, 7)}  # of the dark and of the bright class
 
@@ -73,7 +74,7 @@ def test_a_model_that_is_right(root):
     judged = judge(trained(3.0).model, read(root, "train", "val", "test"), HALF, seed=3)
     assert str(judged).startswith("test: 12 images; ")
     assert judged.first == "balanced accuracy on test 1.000 [1.000, 1.000], n = 7, seeds 3"
-    assert judged.scores["accuracy"] == (1, 1, 1, 3 + 4, (3,))  # patients: 5 and 7 films, two each
+    assert judged.scores["accuracy"] == Interval(1, 1, 1, 3 + 4, seeds=(3,))  # 5 and 7 images, two a patient
     for name in ("sensitivity Dark", "npv Light", "auroc Dark", "macro auroc"):
         assert judged.scores[name].value == 1
     # 9 of 15 in train are dark, though not in test

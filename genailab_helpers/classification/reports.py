@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from genailab_helpers.classification import metrics
 from genailab_helpers.classification.training import Classifier, TrainingResult
@@ -28,7 +29,7 @@ class Judgement(NamedTuple):
     scores : dict of str to Interval
         By names that hold the class.
     text : str
-        All scores beside chance, and the accuracy for the images of each class.
+        All scores beside chance and two baselines, and the accuracy for the images of each class.
     """
 
     first: str
@@ -41,7 +42,7 @@ class Judgement(NamedTuple):
 
 def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, float],
           seed: int = 0) -> Judgement:
-    """Measure a model on test, or else on val, beside chance.
+    """Measure a model on test, or else on val, beside chance and two baselines.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     Returns
     -------
     Judgement
-        Of the part, "test" or "val".
+        The baselines are the most common class of train, and a logistic regression, fitted on train, on the
+        mean and standard deviation of the grey values of an image.
     """
     part, graded = "test" if "test" in parts else "val", model.classes == list(GRADES)
     shown = part_images(parts[part])
@@ -77,19 +79,28 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
     for name, value in found.items():
         each = {"": value} if isinstance(value, Interval) else dict(zip(model.classes, value, strict=True))
         scores |= {f"{name.replace('_', ' ')} {of}".strip(): score for of, score in each.items()}
-    common = part_images(parts["train"])["label"].mode()[0]
-    names = np.array(model.classes)
+    train, names = part_images(parts["train"])["label"].to_numpy(), np.array(model.classes)
+    common, of_grey = np.bincount(train).argmax(), LogisticRegression(class_weight="balanced")
+    guess = {seed: of_grey.fit(_grey_levels(parts["train"]), train).predict(_grey_levels(parts[part]))}
+    headline, metric = ("qwk", metrics.qwk) if graded else ("balanced accuracy", metrics.balanced_accuracy)
     of_class = metrics.subgroups(metrics.accuracy, labels, decided, names[labels], patients).scores
-    lines = [f"{part}: {len(labels)} images; value [95 % interval over patients], n patients",
-             *_aligned(scores), f"by chance: {'qwk 0' if graded else 'macro auroc 0.5'}, "
-             f"balanced accuracy {1 / len(names):.3f}; always {names[common]}, the most common of train: "
-             f"accuracy {np.mean(labels == common):.3f}",
-             "\nfraction of each class classified correctly (most probable class):", *_aligned(of_class)]
+    lines = [
+        f"{part}: {len(labels)} images; value [95 % interval over patients], n patients", *_aligned(scores),
+        f"by chance: {'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(names):.3f}",
+        f"always {names[common]}, the most common of train: accuracy {np.mean(labels == common):.3f}",
+        "mean and deviation of the grey values alone (logistic regression): "
+        f"{headline} {metrics.score(metric, labels, guess, patients).value:.3f}",
+        f"the model's minus that: {metrics.difference(metric, labels, decided, guess, patients)}",
+        "\nfraction of each class classified correctly (most probable class):", *_aligned(of_class)]
     if part == "val":
         lines.append("Epoch, temperature and any thresholds were chosen on these images, which flatters the "
                      "model; a folder test/ does not.")
-    headline = "qwk" if graded else "balanced accuracy"
     return Judgement(f"{headline} on {part} {scores[headline]}", scores, "\n".join(lines))
+
+
+def _grey_levels(part: Any) -> np.ndarray:
+    """Return mean and standard deviation of each image (N, 2)."""
+    return np.array([[image.mean().item(), image.std().item()] for image, _ in part])
 
 
 def _aligned(scores: Mapping[str, Interval]) -> list[str]:

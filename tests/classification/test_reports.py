@@ -1,4 +1,4 @@
-"""Judging a model beside chance, and the card that tells it, on films whose answer is known."""
+"""Judging a model beside what needs no model, and the card that tells it, on films whose answer is known."""
 
 import dataclasses
 import hashlib
@@ -77,9 +77,17 @@ def test_a_model_that_is_right(root):
     assert judged.scores["accuracy"] == Interval(1, 1, 1, 3 + 4, seeds=(3,))  # 5 and 7 images, two a patient
     for name in ("sensitivity Dark", "npv Light", "auroc Dark", "macro auroc"):
         assert judged.scores[name].value == 1
-    # 9 of 15 in train are dark, though not in test
-    assert ("by chance: macro auroc 0.5, balanced accuracy 0.500; always Dark, the most common of train: "
-            "accuracy 0.417") in str(judged)
+    for told in ("by chance: macro auroc 0.5, balanced accuracy 0.500",
+                 "always Dark, the most common of train: accuracy 0.417",  # of train, not of test
+                 "(logistic regression): balanced accuracy 1.000",  # brightness tells these classes
+                 "the model's minus that: 0.000 "):
+        assert told in str(judged)
+
+
+def test_a_model_that_is_wrong_is_worse_than_grey_values(root):
+    judged = judge(trained(-3.0).model, read(root, "train", "val", "test"), HALF)
+    assert judged.scores["balanced accuracy"].value == 0
+    assert "the model's minus that: -1.000 " in str(judged)
 
 
 def test_each_class_is_judged_alone(root):

@@ -31,7 +31,7 @@ from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.preparation import preprocess
 from genailab_helpers.datasets.shortcuts import ShortcutReport, audit_shortcuts
 from genailab_helpers.features import lite0_features
-from genailab_helpers.statistics import grouped_folds
+from genailab_helpers.statistics import Interval, grouped_folds
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "build/film_rows"
@@ -123,7 +123,7 @@ def blacked_centre(images: torch.Tensor, share: float) -> torch.Tensor:
     return blacked
 
 
-def report_covid(rows: list[Row], seed: int) -> dict[str, tuple[metrics.Score, metrics.Score]]:
+def report_covid(rows: list[Row], seed: int) -> dict[str, tuple[Interval, Interval]]:
     """Print what the folds found, beside views that hold no lung, and what follows."""
     films = covid()
     labels, patients = np.array(films.targets), np.array(films.patients)

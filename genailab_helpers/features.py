@@ -25,11 +25,11 @@ N_FEATURES = 1280
 _NETWORK = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a changed file computes them anew
 
 
-def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
-                   cache: bool = True) -> np.ndarray:
+def lite0_features(images: torch.Tensor, side: int = 128) -> np.ndarray:
     """Describe each image by the last feature maps of a frozen EfficientNet-Lite0, averaged over space.
 
-    The network runs where the images are.
+    The network runs where the images are. Each image's vector is kept on the disk, named by a hash of the
+    pixels and `side`, so that only images never seen before are computed; a damaged entry is computed again.
 
     Parameters
     ----------
@@ -38,11 +38,6 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
     side : int, default 128
         The images are resized to `side` x `side` pixels first (bilinear, antialiased). Compare only features
         of the same side.
-    batch_size : int, default 32
-        Images that the network sees at once; bounds the memory, about 60 MB at the defaults.
-    cache : bool, default True
-        Keep each image's vector on the disk, named by a hash of the pixels and `side`, so that only images
-        never seen before are computed. A damaged entry is computed again.
 
     Returns
     -------
@@ -64,15 +59,22 @@ def lite0_features(images: torch.Tensor, side: int = 128, batch_size: int = 32,
     of sets, not copies.
     """
     check_images(images)
-    features = np.empty((len(images), N_FEATURES))
-    files = _cache_files(images, side) if cache else []
-    missing = [i for i in range(len(images)) if not (cache and _read(files[i], features[i]))]
-    for start in range(0, len(missing), batch_size):
-        rows = missing[start:start + batch_size]
-        features[rows] = _forward(lite0_network(str(images.device)), images[rows], side)
-        for row in rows if cache else ():
+    folder, features = cache_folder("features") / f"{_NETWORK}-{side}", np.empty((len(images), N_FEATURES))
+    files = [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.f4"
+             for image in images.numpy(force=True)]
+    missing = [i for i, file in enumerate(files) if not _read(file, features[i])]
+    for start in range(0, len(missing), 32):
+        rows = missing[start:start + 32]
+        network = lite0_network(str(images.device))
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # exact
+            batch = F.interpolate(images[rows], (side, side), mode="bilinear", antialias=True)
+            batch = ((batch.clamp(-1, 1) + 1) / 2 - 0.45) / 0.225
+            batch = batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            maps = network.extract_features(batch)
+        features[rows] = maps.mean((2, 3)).double().cpu().numpy()
+        for row in rows:
+            content = features[row].astype("<f4").tobytes()  # float32 is what it was
             with whole_file(files[row], sync=False) as path:
-                content = features[row].astype("<f4").tobytes()  # float32 is what it was
                 path.write_bytes(content + zlib.crc32(content).to_bytes(4, "little"))
     return features
 
@@ -96,7 +98,7 @@ def probe_features(images: torch.Tensor) -> np.ndarray:
         If `images` is not a float32 batch of one-channel images in [-1, 1].
     """
     check_images(images)
-    small = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+    small = F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
     return small.flatten(1).double().cpu().numpy()
 
 
@@ -130,12 +132,6 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy((detail / spread / 3).clip(-1, 1))[:, None].to(images)
 
 
-def _cache_files(images: torch.Tensor, side: int) -> list[Path]:
-    folder = cache_folder("features") / f"{_NETWORK}-{side}"
-    return [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.f4"
-            for image in images.detach().cpu().numpy()]
-
-
 def _read(file: Path, into: np.ndarray) -> bool:
     """Fill `into` from a cache file; say whether that went well."""
     content = file.read_bytes() if file.is_file() else b""
@@ -163,14 +159,3 @@ def lite0_network(device: str) -> EfficientNet:
                 fused = nn.utils.fusion.fuse_conv_bn_eval(module._modules[before], module._modules[name])
                 module._modules[before], module._modules[name] = fused, nn.Identity()
     return network.to(device, memory_format=torch.channels_last)
-
-
-@torch.inference_mode()
-def _forward(network: EfficientNet, images: torch.Tensor, side: int) -> np.ndarray:
-    batch = images.to(network._conv_stem.weight.device)
-    batch = F.interpolate(batch, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    batch = ((batch.clamp(-1, 1) + 1) / 2 - 0.45) / 0.225
-    batch = batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would change the third digit
-        maps = network.extract_features(batch)
-    return maps.mean((2, 3)).double().cpu().numpy()

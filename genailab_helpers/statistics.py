@@ -21,7 +21,9 @@ class Interval(NamedTuple):
     n : int
         How many independent units (patients, or images where no patients are known) it rests on.
     level : float
-        Confidence of the interval, 0.95 unless told.
+        Confidence of the interval.
+    seeds : tuple of int
+        The random seeds of the trained models whose mean it is, if there are any.
     """
 
     value: float
@@ -29,14 +31,15 @@ class Interval(NamedTuple):
     high: float
     n: int
     level: float = 0.95
+    seeds: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        width = self.high - self.low
-        digits = 3
+        width, digits = self.high - self.low, 3
         if 1e-9 < width < math.inf:  # the last counts in steps of 2 to 20 % of the width, or is the first
             digits = min(6, max(1, math.floor(1.7 - math.log10(width))))
         value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in self[:3])  # no -0.0
-        return f"{value} [{low}, {high}], n = {self.n}"
+        seeds = ", seeds " * bool(self.seeds) + " ".join(map(str, self.seeds))
+        return f"{value} [{low}, {high}], n = {self.n}{seeds}"
 
 
 def class_mean(labels: ArrayLike, values: ArrayLike) -> float:
@@ -49,20 +52,9 @@ def class_mean(labels: ArrayLike, values: ArrayLike) -> float:
     return float(np.mean(np.bincount(labels, weights=values)[n > 0] / n[n > 0]))
 
 
-def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the fraction of images that are predicted right, as mean over the classes: see `class_mean`.
-
-    Examples
-    --------
-    >>> balanced_accuracy([0, 0, 0, 1], [0, 0, 0, 0])
-    0.5
-    """
-    return class_mean(labels, np.equal(labels, predicted))
-
-
 def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, groups: ArrayLike | None = None,
-                       n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of `statistic(*arrays)`, resampling whole patients.
+                       n_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval, 95 %, of `statistic(*arrays)`, resampling whole patients.
 
     Parameters
     ----------
@@ -75,20 +67,19 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, grou
         The patient of each row. Without it every row counts as its own patient.
     n_resamples : int, default 1000
         How many resamples are drawn.
-    level : float, default 0.95
-        Confidence, between 0 and 1.
     seed : int, default 0
         Start of the random numbers.
 
     Returns
     -------
     Interval
-        `n` counts the patients.
+        `n` counts the patients. Its ends are NaN where there is one patient only, or where more than half of
+        the resamples have no number.
 
     Raises
     ------
     ValueError
-        If the arrays differ in length or are empty, or if most resamples give NaN.
+        If the arrays differ in length or are empty.
 
     Notes
     -----
@@ -118,22 +109,9 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, grou
         n = sizes[chosen]  # the rows of the chosen patients, one after the other
         picked = rows[np.repeat(starts[chosen] - np.cumsum(n) + n, n) + np.arange(n.sum())]
         values[i] = statistic(*(a[picked] for a in data))
-    if np.isnan(values).mean() > 0.5:
-        raise ValueError("statistic: NaN on more than half of the resamples; add patients of rare classes")
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*data)), float(low), float(high), len(sizes), level)
-
-
-def paired_difference(metric: Callable[..., float], truth: ArrayLike, first: ArrayLike, second: ArrayLike,
-                      groups: ArrayLike | None = None, n_resamples: int = 1000, level: float = 0.95,
-                      seed: int = 0) -> Interval:
-    """Interval of `metric(truth, first) - metric(truth, second)`, both on the same resampled patients.
-
-    Parameters and errors are those of `bootstrap_interval`. Two models find the same images hard, so this is
-    narrower than what two separate intervals would allow.
-    """
-    return bootstrap_interval(lambda t, a, b: metric(t, a) - metric(t, b), truth, first, second,
-                              groups=groups, n_resamples=n_resamples, level=level, seed=seed)
+    enough = len(sizes) > 1 and np.isnan(values).mean() <= 0.5
+    low, high = np.nanquantile(values, [(1 - 0.95) / 2, (1 + 0.95) / 2]) if enough else (np.nan, np.nan)
+    return Interval(float(statistic(*data)), float(low), float(high), len(sizes))
 
 
 def grouped_folds(groups: ArrayLike, n_folds: int, seed: int,

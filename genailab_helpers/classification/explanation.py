@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from genailab_helpers.radiographs import check_images
 from genailab_helpers.statistics import Interval
 
-N_SHUFFLES = 20
-
 
 def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor],
              min_side: int = 2) -> Tensor:
@@ -52,25 +50,19 @@ def grad_cam(network: nn.Module, images: Tensor, score: Callable[[Tensor], Tenso
     check_images(images)
     images = images.to(next(network.parameters()).device)
     was_training = network.training
-    network.eval()
-    outputs: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) >= min_side:
-            outputs.append(output)
+            seen.append(output)
 
-    hooks = [module.register_forward_hook(keep) for module in network.modules() if module is not network]
-    try:
-        with torch.enable_grad():
-            total = score(network(images)).sum()
-            if not outputs or not outputs[-1].requires_grad:
-                raise ValueError(f"network: expected a layer that gives maps of {min_side} pixels a side or "
-                                 "more and lets gradients through; a frozen network has none")
-            maps, (slopes,) = outputs[-1], torch.autograd.grad(total, outputs[-1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(was_training)
+    with nn.modules.module.register_module_forward_hook(keep), torch.enable_grad():
+        total = score(network.eval()(images)).sum()
+    network.train(was_training)
+    if not seen or not seen[-1].requires_grad:
+        raise ValueError(f"network: expected a layer that gives maps of {min_side} pixels a side or more and "
+                         "lets gradients through; a frozen network has none")
+    maps, (slopes,) = seen[-1], torch.autograd.grad(total, seen[-1])
     cam = (slopes.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
     return F.interpolate(cam, images.shape[-2:], mode="bilinear")[:, 0].detach().cpu()
 
@@ -148,9 +140,9 @@ def control(measure: Callable[[Tensor, Tensor], Tensor], network: nn.Module, ima
         explains something if its score lies above the interval.
     """
     scores = [measure(grad_cam(randomise_weights(network, seed), images, score, min_side=min_side),
-                      masks).mean().item() for seed in range(N_SHUFFLES)]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return Interval(float(np.mean(scores)), float(low), float(high), N_SHUFFLES)
+                      masks).mean().item() for seed in range(20)]
+    low, high = np.quantile(scores, [0.025, 0.975]).tolist()
+    return Interval(float(np.mean(scores)), low, high, len(scores))
 
 
 def randomise_weights(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -169,8 +161,6 @@ def randomise_weights(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _check(cams: Tensor, masks: Tensor) -> None:
-    if cams.ndim != 3 or cams.shape != masks.shape or masks.dtype != torch.bool:
-        raise ValueError(f"masks: expected bool {tuple(cams.shape)} as the maps (N, H, W), "
-                         f"got {masks.dtype} {tuple(masks.shape)}")
-    if not masks.any(2).any(1).all():
-        raise ValueError("masks: an image without lesion cannot be pointed at; leave such images out")
+    if cams.shape != masks.shape or masks.dtype != torch.bool or not masks.flatten(1).any(1).all():
+        raise ValueError(f"masks: expected bool {tuple(cams.shape)} as the maps (N, H, W), each with a "
+                         f"lesion to point at, got {masks.dtype} {tuple(masks.shape)}")

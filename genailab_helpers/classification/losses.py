@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-
 
 class GradeLoss:
     """What all losses have in common.
@@ -69,23 +67,20 @@ class GradeLoss:
         ValueError
             If shapes or dtypes are not these, the batch is empty or a grade is out of range.
         """
-        self._check(logits)
-        fits = isinstance(grades, Tensor) and grades.dtype in _INTEGERS and grades.shape == logits.shape[:1]
-        if not fits or not len(grades) or grades.min() < 0 or grades.max() >= self.num_classes:
-            shown = " ".join(str(grades).split())[:60]
+        self._checked(logits)
+        if grades.is_floating_point() or grades.shape != logits.shape[:1] or not (
+                0 <= grades.min() <= grades.max() < self.num_classes):
             raise ValueError(f"grades: expected integers from 0 to {self.num_classes - 1}, one per row of "
-                             f"logits and at least one, got {shown} for {len(logits)}")
+                             f"logits, got {grades.tolist()!s:.60} for {len(logits)}")
         return self._loss(logits, grades.long())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each grade, (N, K), rows summing to 1, for logits (N, n_outputs)."""
-        self._check(logits)
-        return self._probabilities(logits)
+        return self._checked(logits).softmax(1)
 
     def decode(self, logits: Tensor) -> Tensor:
         """Return the predicted grades, (N,) int64, for logits (N, n_outputs)."""
-        self._check(logits)
-        return self._decode(logits)
+        return self._checked(logits).argmax(1)
 
     def logit_shift(self, counts: Tensor) -> list[float]:
         """Return what to add to logits that were trained on equally many images of each class.
@@ -110,20 +105,14 @@ class GradeLoss:
         """
         return (self.num_classes * counts / counts.sum()).log().tolist() if self.proper else [0.0]
 
-    def _check(self, logits: Tensor) -> None:
-        if not logits.is_floating_point() or logits.ndim != 2 or logits.shape[1] != self.n_outputs:
-            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects floating "
-                             f"point (N, {self.n_outputs}), got {logits.dtype} {tuple(logits.shape)}: end "
-                             "the network in .head()")
+    def _checked(self, logits: Tensor) -> Tensor:
+        if logits.shape[1:] != (self.n_outputs,):
+            raise ValueError(f"logits: {type(self).__name__} for {self.num_classes} grades expects (N, "
+                             f"{self.n_outputs}), got {tuple(logits.shape)}: end the network in .head()")
+        return logits
 
     def _loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.softmax(1)
-
-    def _decode(self, logits: Tensor) -> Tensor:
-        return logits.argmax(1)
 
 
 class CrossEntropy(GradeLoss):
@@ -218,15 +207,17 @@ class Coral(GradeLoss):
         above = (grades[:, None] > torch.arange(self.n_outputs).to(logits)).to(logits)
         return F.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(1).mean()
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        above = logits.sort(1, descending=True).values
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each grade, (N, K), for logits (N, K - 1)."""
+        above = self._checked(logits).sort(1, descending=True).values
         high = F.pad(above, (1, 0), value=torch.inf)
         low = F.pad(above, (0, 1), value=-torch.inf)
         # s(high) - s(low), written so that nothing cancels where both are near 1
         return high.sigmoid() * (-low).sigmoid() * -torch.expm1(low - high)
 
-    def _decode(self, logits: Tensor) -> Tensor:
-        return (logits > 0).sum(1)
+    def decode(self, logits: Tensor) -> Tensor:
+        """Return the predicted grades, (N,) int64, for logits (N, K - 1)."""
+        return (self._checked(logits) > 0).sum(1)
 
 
 class CoralHead(nn.Module):
@@ -273,12 +264,15 @@ class Corn(GradeLoss):
         asked, above = grades[:, None] >= steps, (grades[:, None] > steps).to(logits)
         return F.binary_cross_entropy_with_logits(logits[asked], above[asked])
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each grade, (N, K), for logits (N, K - 1)."""
+        logits = self._checked(logits)
         came_so_far = F.pad(F.logsigmoid(logits).cumsum(1), (1, 0))
         return (came_so_far + F.pad(F.logsigmoid(-logits), (0, 1))).exp()
 
-    def _decode(self, logits: Tensor) -> Tensor:
-        return (logits.sigmoid().cumprod(1) > 0.5).sum(1)
+    def decode(self, logits: Tensor) -> Tensor:
+        """Return the predicted grades, (N,) int64, for logits (N, K - 1)."""
+        return (self._checked(logits).sigmoid().cumprod(1) > 0.5).sum(1)
 
 
 LOSSES: dict[str, type[GradeLoss]] = {

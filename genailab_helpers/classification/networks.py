@@ -4,6 +4,7 @@ Each takes images (N, 1, H, W) in [-1, 1] and returns logits (N, n_outputs).
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genailab_helpers import features
-from genailab_helpers.features import N_FEATURES, lite0_features
+from genailab_helpers.features import N_FEATURES, lite0_features, lite0_network
 
-OWN_BACKBONES = ("small_cnn", "local_cnn", "efficientnet_lite0", "frozen_lite0")
+# Convolutions: channels in and out, side, stride. Each output of the local network sees 18 x 18 pixels and
+# lies in their middle. The logits are then means over places of what each place says by itself, so that a
+# map of the places is the decision and no illustration of it (Brendel and Bethge, BagNets, ICLR 2019). Such a
+# network is weaker than one that sees the whole image.
+CNNS = {
+    "small_cnn": ((1, 24, 3, 2), (24, 48, 3, 2), (48, 96, 3, 2), (96, 96, 3, 1), (96, 192, 3, 2),
+                  (192, 192, 3, 1)),
+    "local_cnn": ((1, 32, 4, 2), (32, 64, 4, 2), (64, 96, 3, 1), (96, 192, 1, 1)),
+}
+OWN_BACKBONES = (*CNNS, "efficientnet_lite0", "frozen_lite0")
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.225  # of photographs from 0 to 1, averaged over the colours
 DROPOUT, FROZEN_DROPOUT = 0.2, 0.5  # the second: more features than images
-
-
-SMALL_CNN = ((1, 24, 3, 2), (24, 48, 3, 2), (48, 96, 3, 2), (96, 96, 3, 1), (96, 192, 3, 2), (192, 192, 3, 1))
-# Each output sees 18 x 18 pixels and lies in their middle. The logits are then means over places of what each
-# place says by itself, so that a map of the places is the decision and no illustration of it (Brendel and
-# Bethge, BagNets, ICLR 2019). Such a network is weaker than one that sees the whole image.
-LOCAL_CNN = ((1, 32, 4, 2), (32, 64, 4, 2), (64, 96, 3, 1), (96, 192, 1, 1))
 
 
 class Network(nn.Module):
@@ -37,19 +39,14 @@ class Network(nn.Module):
         Name of the layer of the body that gives the logits; it is new even where the body is pretrained.
     channels : int, default 3
         The grey image is repeated so often.
-    pretrained : bool, default False
-        Whether the rest of the body knows something already.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, body: nn.Module, last_layer: str, channels: int = 3, pretrained: bool = False) -> None:
+    def __init__(self, body: nn.Module, last_layer: str, channels: int = 3) -> None:
         super().__init__()
         self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fast on CPUs
-        self.last_layer, self.channels, self.pretrained = last_layer, channels, pretrained
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN))  # buffers are stored with the weights
-        self.register_buffer("std", torch.tensor(PIXEL_STD))
+        self.last_layer, self.channels = last_layer, channels
+        self.mean = nn.Buffer(torch.tensor(PIXEL_MEAN))  # buffers are stored with the weights
+        self.std = nn.Buffer(torch.tensor(PIXEL_STD))
 
     @property
     def head(self) -> nn.Module:
@@ -70,14 +67,10 @@ class FrozenLite0(nn.Module):
     size.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head, self.dropout = head, nn.Dropout(FROZEN_DROPOUT)
-        self.register_buffer("mean", torch.zeros(N_FEATURES))
-        self.register_buffer("std", torch.ones(N_FEATURES))
+        self.mean, self.std = nn.Buffer(torch.zeros(N_FEATURES)), nn.Buffer(torch.ones(N_FEATURES))
 
     def describe(self, images: Tensor) -> Tensor:
         """Return the features (N, 1280) of images (N, 1, H, W) in [-1, 1]."""
@@ -89,72 +82,49 @@ class FrozenLite0(nn.Module):
         self.std.copy_(described.std(0).clamp(min=1e-3))  # a feature that never varies stays small
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1], or for what `describe` gave."""
-        described = images if images.ndim == 2 else self.describe(images)
-        return self.head(self.dropout((described - self.mean) / self.std))
+        """Return logits (N, n_outputs) for images (N, 1, H, W) in [-1, 1]."""
+        return self.head(self.dropout((self.describe(images) - self.mean) / self.std))
 
 
-class _Lite0Maps(nn.Module):
-    """The last maps of EfficientNet-Lite0, all weights trainable.
+def _lite0_maps() -> nn.Module:
+    """Return the pretrained EfficientNet-Lite0 up to its last maps, all weights trainable.
 
     Its batch norms are folded into the convolutions: a third faster, and nothing depends on the batch.
     """
-
-    def __init__(self, pretrained: bool) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(features.lite0_network("cpu"))
-        self.network.requires_grad_()  # folding froze the biases
-        self.network._fc = nn.Identity()
-        if not pretrained:
-            for module in self.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.extract_features(images)
+    network = copy.deepcopy(lite0_network("cpu")).requires_grad_()  # folding froze the biases
+    network._fc, network.forward = nn.Identity(), network.extract_features
+    return nn.Sequential(OrderedDict(network=network))
 
 
-def _cnn(layers: Sequence[tuple[int, int, int, int]], head: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Return convolutions for images of one channel and any size: channels in and out, side, stride."""
+def _cnn(layers: Sequence[tuple[int, int, int, int]]) -> nn.Module:
+    """Return convolutions for images of one channel and any size."""
     maps: list[nn.Module] = []
     for before, after, side, stride in layers:
         padding = side // 2 - (side == 4)  # even kernels: no shift between image and maps
         convolution = nn.Conv2d(before, after, side, stride, padding, bias=False)
         maps += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-    return _on_top(nn.Sequential(*maps), layers[-1][1], head)
-
-
-def _on_top(maps: nn.Module, n_features: int, head: Callable[[int], nn.Module]) -> nn.Sequential:
-    body = nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT))
-    body.add_module("head", head(n_features))
-    return body
+    return nn.Sequential(*maps)
 
 
 def _known_to_torchvision(name: str) -> Any:
     """Return `torchvision.models` if it has a classification model of that name."""
     from torchvision import models  # 0.6 s, which our own networks do without
 
-    known = models.list_models(module=models)
-    if name not in known:
+    if name not in models.list_models(module=models):
         raise ValueError(f"backbone={name!r}: expected {', '.join(OWN_BACKBONES)}, or a classification model "
-                         f"of torchvision such as resnet18 (it knows {len(known)})")
+                         "of torchvision such as resnet18")
     return models
 
 
 def _torchvision_model(name: str, head: Callable[[int], nn.Module], pretrained: bool) -> Network:
     """Return a torchvision model whose last linear layer is replaced."""
-    models = _known_to_torchvision(name)
-    try:
-        body = models.get_model(name, weights="DEFAULT" if pretrained else None)
-    except OSError as error:
-        raise OSError(f"backbone={name!r}: its weights are downloaded at first use, which failed ({error}); "
-                      "connect once, or take efficientnet_lite0, whose weights are installed") from error
+    body = _known_to_torchvision(name).get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not linear or getattr(body, "aux_logits", False):
         raise ValueError(f"backbone={name!r}: its outputs do not come from one linear layer; "
                          "take another, such as resnet18")
     body.set_submodule(linear[-1], head(body.get_submodule(linear[-1]).in_features))
-    return Network(body, linear[-1], pretrained=pretrained)
+    return Network(body, linear[-1])
 
 
 def least_size(name: str) -> int:
@@ -182,8 +152,8 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
         Number of outputs of a linear last layer; or a function from the number of features to that layer, as
         the `head` of a loss in `losses`.
     pretrained : bool, default True
-        False gives random weights, and downloads nothing. `small_cnn` and `local_cnn` have no others,
-        `frozen_lite0` none but its last layer's.
+        False downloads nothing: a model of torchvision has random weights then. `small_cnn` and `local_cnn`
+        have no others, the two of EfficientNet-Lite0 always start from those that are installed.
     seed : int, default 0
         Of the random weights; the global generator stays as it is.
 
@@ -196,19 +166,17 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
     ------
     ValueError
         If there is no such network, or its last layer cannot be replaced.
-    OSError
+    urllib.error.URLError
         If weights have to be downloaded and cannot be.
     """
     make_head = partial(nn.Linear, out_features=head) if isinstance(head, int) else head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "small_cnn":
-            return Network(_cnn(SMALL_CNN, make_head), "head", channels=1)
-        if name == "local_cnn":
-            return Network(_cnn(LOCAL_CNN, make_head), "head", channels=1)
-        if name == "efficientnet_lite0":
-            body = _on_top(_Lite0Maps(pretrained), N_FEATURES, make_head)
-            return Network(body, "head", pretrained=pretrained).train()
         if name == "frozen_lite0":
             return FrozenLite0(make_head(N_FEATURES))
-        return _torchvision_model(name, make_head, pretrained)
+        if name not in OWN_BACKBONES:
+            return _torchvision_model(name, make_head, pretrained)
+        maps = _cnn(CNNS[name]) if name in CNNS else _lite0_maps()
+        body = nn.Sequential(maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT))
+        body.add_module("head", make_head(CNNS[name][-1][1] if name in CNNS else N_FEATURES))
+        return Network(body, "head", 1 if name in CNNS else 3).train()

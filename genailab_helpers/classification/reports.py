@@ -3,82 +3,41 @@
 import hashlib
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from genailab_helpers.classification import metrics
-from genailab_helpers.classification.metrics import Score, SubgroupTable
 from genailab_helpers.classification.training import Classifier, TrainingResult
 from genailab_helpers.datasets.folders import part_images
 from genailab_helpers.datasets.names import GRADES
+from genailab_helpers.statistics import Interval
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """What `judge` found; `str()` gives the tables.
 
     Attributes
     ----------
-    part : str
-        "test", or "val" where there is no test.
-    n_images : int
-        How many images that part has.
-    scores : dict of str to Score
-        Everything of `metrics.class_metrics` or `grade_metrics`, by names that hold the class.
-    headline : str
-        The name of the score to look at first; `first` tells it.
-    chance : str
-        What guessing reaches.
-    baselines : dict of str to dict
-        Description of a baseline: metric: (its score, the model's minus it for the same patients).
-    by_class, by_exposure : SubgroupTable
-        Accuracy for the images of each class, and for the darkest, middle and brightest third of all.
-    ece_before : Score
-        Calibration error without temperature.
+    first : str
+        The score to look at first: what was measured, on what, and how much it is.
+    scores : dict of str to Interval
+        By names that hold the class.
+    text : str
+        All scores beside chance and two baselines, and the accuracy for the images of each class.
     """
 
-    part: str
-    n_images: int
-    scores: dict[str, Score]
-    headline: str
-    chance: str
-    baselines: dict[str, dict[str, tuple[Score, Score]]]
-    by_class: SubgroupTable
-    by_exposure: SubgroupTable
-    ece_before: Score
-
-    @property
-    def first(self) -> str:
-        """The headline: what was measured, on what, and how much it is."""
-        return f"{self.headline} on {self.part} {self.scores[self.headline]}"
+    first: str
+    scores: dict[str, Interval]
+    text: str
 
     def __str__(self) -> str:
-        width = max(map(len, self.scores))
-        lines = [f"{self.part}: {self.n_images} images; value [95 % interval over patients], n patients",
-                 *(f"{name:{width}}  {score}" for name, score in self.scores.items()),
-                 f"by chance: {self.chance}"]
-        if any(score.low == score.high for score in self.scores.values()):
-            lines.append("An interval without width means too few images for one, not certainty.")
-        for what, rows in self.baselines.items():
-            lines.append(f"\n{what}; difference: the model's score minus this one's"
-                         + " (for mae, below 0 is better)" * ("mae" in rows))
-            lines += [f"{name}  {score.value:.3f}  difference {gain}" for name, (score, gain) in rows.items()]
-        lines += [f"\nfraction of each class classified correctly (most probable class):\n{self.by_class}",
-                  f"\nfraction of dark, middle and bright images classified correctly:\n{self.by_exposure}"]
-        if self.part == "val":
-            lines.append("Epoch, temperature and any thresholds were chosen on these images, which flatters "
-                         "the model; a folder test/ does not.")
-        return "\n".join(lines)
+        return self.text
 
 
 def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, float],
@@ -102,56 +61,50 @@ def judge(model: Classifier, parts: Mapping[str, Any], thresholds: Mapping[str, 
         The baselines are the most common class of train, and a logistic regression, fitted on train, on the
         mean and standard deviation of the grey values of an image.
     """
-    part, classes = "test" if "test" in parts else "val", model.classes
-    graded = classes == list(GRADES)
+    part, graded = "test" if "test" in parts else "val", model.classes == list(GRADES)
     shown = part_images(parts[part])
     labels, patients = shown["label"].to_numpy(), shown["patient"].to_numpy(str)
-    logits = model.logits(torch.stack([image for image, _ in parts[part]]))
-    before, after = (model.loss.probabilities(z).numpy() for z in (logits, logits / model.temperature))
-    decoded, grey = model.loss.decode(logits).numpy(), _grey_levels(parts[part])
-    table = (metrics.grade_metrics(labels, {seed: decoded}, {seed: after}, patients) if graded else
-             metrics.class_metrics(labels, {seed: after}, {seed: [thresholds[name] for name in classes]},
-                                   patients))
-    scores: dict[str, Score] = {}
-    for name, value in vars(table).items():
-        each = {"": value} if isinstance(value, Score) else dict(zip(classes, value, strict=False))
+    said = model.predict(torch.stack([image for image, _ in parts[part]]))
+    decided, probabilities = {seed: said.decoded.numpy()}, {seed: said.probabilities.numpy()}
+    if graded:
+        of_grades = (metrics.qwk, metrics.accuracy, metrics.balanced_accuracy, metrics.mae,
+                     metrics.off_by_more_than_one)
+        found = {m.__name__: metrics.score(m, labels, decided, patients) for m in of_grades}
+        found |= {m.__name__: metrics.score(m, labels, probabilities, patients)
+                  for m in (metrics.nll, metrics.ece)}
+    else:
+        chosen = {seed: [thresholds[name] for name in model.classes]}
+        found = vars(metrics.class_metrics(labels, probabilities, chosen, patients))
+    scores: dict[str, Interval] = {}
+    for name, value in found.items():
+        each = {"": value} if isinstance(value, Interval) else dict(zip(model.classes, value, strict=True))
         scores |= {f"{name.replace('_', ' ')} {of}".strip(): score for of, score in each.items()}
-    thirds = np.searchsorted(np.quantile(grey[:, 0], [1 / 3, 2 / 3]), grey[:, 0])
-    right_in = partial(metrics.subgroups, metrics.accuracy, labels, {seed: decoded}, patients=patients)
-    return Judgement(
-        part, len(labels), scores, "qwk" if graded else "balanced accuracy",
-        f"{'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(classes):.3f}",
-        {what: _beside(guess, labels, decoded, after, patients, graded, seed)
-         for what, guess in _guesses(parts["train"], grey, classes).items()},
-        right_in(np.array(classes)[labels]), right_in(np.array(["dark", "middle", "bright"])[thirds]),
-        metrics.score(metrics.ece, labels, {seed: before}, patients))
-
-
-def _guesses(train: Any, grey: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return what two simple models say of images with these grey levels, as probabilities (N, K)."""
-    labels = part_images(train)["label"].to_numpy()
-    common = int(np.bincount(labels).argmax())
-    simple = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    simple.fit(_grey_levels(train), labels)
-    return {f"always {classes[common]}, the most common of train": np.eye(len(classes))[[common] * len(grey)],
-            "mean and deviation of the grey values alone (logistic regression)": simple.predict_proba(grey)}
-
-
-def _beside(guess: np.ndarray, labels: np.ndarray, decoded: np.ndarray, probabilities: np.ndarray,
-            patients: np.ndarray, graded: bool, seed: int) -> dict[str, tuple[Score, Score]]:
-    """Score a baseline, and the model minus it, for each metric."""
-    of_labels = [metrics.accuracy, metrics.balanced_accuracy, *[metrics.mae, metrics.qwk][:2 * graded]]
-    compared: list[tuple[metrics.Metric, Any, Any]] = [(m, decoded, guess.argmax(1)) for m in of_labels]
-    compared += [] if graded else [(metrics.macro_auroc, probabilities, guess)]
-    return {metric.__name__.replace("_", " "): (
-        metrics.score(metric, labels, {seed: theirs}, patients),
-        metrics.difference(metric, labels, {seed: ours}, {seed: theirs}, patients))
-        for metric, ours, theirs in compared}
+    train, names = part_images(parts["train"])["label"].to_numpy(), np.array(model.classes)
+    common, of_grey = np.bincount(train).argmax(), LogisticRegression(class_weight="balanced")
+    guess = {seed: of_grey.fit(_grey_levels(parts["train"]), train).predict(_grey_levels(parts[part]))}
+    headline, metric = ("qwk", metrics.qwk) if graded else ("balanced accuracy", metrics.balanced_accuracy)
+    of_class = metrics.subgroups(metrics.accuracy, labels, decided, names[labels], patients).scores
+    lines = [
+        f"{part}: {len(labels)} images; value [95 % interval over patients], n patients", *_aligned(scores),
+        f"by chance: {'qwk 0' if graded else 'macro auroc 0.5'}, balanced accuracy {1 / len(names):.3f}",
+        f"always {names[common]}, the most common of train: accuracy {np.mean(labels == common):.3f}",
+        "mean and deviation of the grey values alone (logistic regression): "
+        f"{headline} {metrics.score(metric, labels, guess, patients).value:.3f}",
+        f"the model's minus that: {metrics.difference(metric, labels, decided, guess, patients)}",
+        "\nfraction of each class classified correctly (most probable class):", *_aligned(of_class)]
+    if part == "val":
+        lines.append("Epoch, temperature and any thresholds were chosen on these images, which flatters the "
+                     "model; a folder test/ does not.")
+    return Judgement(f"{headline} on {part} {scores[headline]}", scores, "\n".join(lines))
 
 
 def _grey_levels(part: Any) -> np.ndarray:
     """Return mean and standard deviation of each image (N, 2)."""
     return np.array([[image.mean().item(), image.std().item()] for image, _ in part])
+
+
+def _aligned(scores: Mapping[str, Interval]) -> list[str]:
+    return [f"{name:{max(map(len, scores))}}  {score}" for name, score in scores.items()]
 
 
 def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgement | str,
@@ -195,20 +148,18 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
     shifted = ", probabilities shifted to the proportions of train" * any(model.logit_shift)
     training = {**recipe, "classes": "each drawn equally often" + shifted, "steps": result.steps,
                 "epochs": f"{len(result.history)}, of which number {result.best_epoch + 1} was best on val",
+                "temperature": f"{model.temperature:.3f}, fitted on val",
+                **{f"threshold of {name}": f"{at:.3f}, chosen on val" for name, at in thresholds.items()},
                 "seconds": round(result.seconds), "torch": torch.__version__}
     limits = ["Images of another hospital, age, view or device were not tried.",
               "Intervals are over patients; what another seed of the training would change is not in them."]
     if untold := sum((images["known"] == "own").sum() for images in tables.values()):
         limits.append(f"Nothing tells the patient of {untold} images, which count as one patient each: "
                       "several images of one person may be on both sides.")
-    scores = [judged] if isinstance(judged, str) else [
-        f"**{judged.first}.** {verdict}", f"```text\n{fenced[0]}\n```",
-        f"Calibration: temperature {model.temperature:.3f}, fitted on val. Calibration error (ECE) on "
-        f"{judged.part} before: {judged.ece_before}; after: {judged.scores['ece']}."]
     if thresholds:
         limits.append("PPV and NPV hold for the class frequencies of these images alone.")
-        scores.append("Thresholds, chosen on val and frozen: "
-                      + ", ".join(f"{_plain(name)} {value:.3f}" for name, value in thresholds.items()) + ".")
+    scores = judged if isinstance(judged, str) else (
+        f"**{judged.first}.** {verdict}\n\n```text\n{fenced[0]}\n```")
     return "\n\n".join([
         f"# Model card: {names}",
         f"{datetime.now(UTC).date().isoformat()}. **Not for diagnosis.**",
@@ -218,15 +169,14 @@ def model_card(result: TrainingResult, parts: Mapping[str, Any], judged: Judgeme
         "not for diagnosis, triage or any decision about a person. Use it with "
         f"`genailab {'grade' if model.classes == list(GRADES) else 'classify'}`.",
         "## Data", f"`{_plain(recipe['data'])}`. {split} No known patient is in two parts.",
-        _table(["part", "images", "patients", *model.classes, "SHA-256"], counts),
-        "A hash is that of the sorted SHA-256 sums of the files of a part, one a line.",
+        _table(["part", "images", "patients", *model.classes, "SHA-256 of the files' sorted sums"], counts),
         "## Training", _table(["argument", "value"], training.items()),
-        "## Scores", *scores,
+        "## Scores", scores,
         "## Shortcut audit", f"```text\n{fenced[1]}\n```", verdict,
         "## Limits", "\n".join(f"- {limit}" for limit in limits)]) + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+def _table(header: list[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in [header, ["---"] * len(header), *rows])
 
 

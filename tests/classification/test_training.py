@@ -80,7 +80,7 @@ def test_a_training_goes_on_from_a_model_and_leaves_it_alone():
     assert further.history[0].score > fresh.history[0].score + 0.3
     assert all(map(torch.equal, before, weights(first)))
     assert not torch.equal(next(further.model.network.parameters()), next(first.model.network.parameters()))
-    with pytest.raises(ValueError, match="model: its classes are dark, dim, bright; expected those"):
+    with pytest.raises(ValueError, match="Classifier: its classes are dark, dim, bright; expected those"):
         train(model=first.model, classes=("dim", "dark", "bright"))
 
 
@@ -97,13 +97,12 @@ def test_a_training_repeats_itself_to_the_bit_and_leaves_global_randomness_alone
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(monkeypatch):
-    scores = iter([0.1, 0.5, math.nan, 0.4, 0.5, 0.9])
-    monkeypatch.setattr(metrics, "balanced_accuracy", lambda *_: next(scores))
+    scores, decided = iter([0.1, 0.2, 0.5, 0.3, 0.4, 0.5, 0.9]), []
+    monkeypatch.setattr(metrics, "balanced_accuracy", lambda _, said: decided.append(said) or next(scores))
     result, val = train(n_epochs=20, patience=3), images(30, 2)
-    assert (len(result.history), result.best_epoch) == (5, 1)  # three epochs no better than the second
-    losses = [epoch.val_loss for epoch in result.history]
-    assert len(set(losses)) == 5  # so the loss tells whose weights these are
-    assert result.model.loss(result.model.logits(val.tensors[0]), val.tensors[1]).item() == losses[1]
+    assert (len(result.history), result.best_epoch) == (6, 2)  # three epochs no better than the third
+    same = [(said == result.model.predict(val.tensors[0]).decoded.numpy()).all() for said in decided]
+    assert same == [False, False, True, False, False, False]
 
 
 def test_minutes_end_a_training():
@@ -207,8 +206,7 @@ def test_a_saved_model_grades_alike(loss, n, tmp_path):
     file = tmp_path / "model.safetensors"
     training.save_classifier(file, result.model, run={"data": "phantoms"})
     loaded = training.load_classifier(file)
-    assert loaded.recipe == result.model.recipe
-    assert loaded.recipe["classes"] == list(LEVELS)
+    assert loaded.classes == list(LEVELS)
     assert not loaded.network.training
     for before, after in zip(result.model.predict(batch), loaded.predict(batch), strict=True):
         assert torch.equal(before, after)
@@ -294,7 +292,7 @@ def test_a_recipe_without_sense_is_one_line_before_anything_is_built(field, valu
     changed_recipe = {name: x for name, x in {**recipe, field: value}.items() if x is not None}
     save_checkpoint(tmp_path / "model.safetensors", tensors, changed_recipe)
     monkeypatch.setattr("torch.nn.Linear.__init__", lambda *_: pytest.fail("a layer was built"))
-    with pytest.raises(ValueError, match=rf"model.safetensors: .*({field}|vit_h_14 has)") as error:
+    with pytest.raises(ValueError, match=r"model.safetensors: .*(makes no sense|vit_h_14 has)") as error:
         training.load_classifier(tmp_path / "model.safetensors")
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
@@ -317,16 +315,14 @@ NINE = images(9, 1), images(9, 2)
 
 
 @pytest.mark.parametrize(("message", "parts", "options"), [
-    ("val: its classes are COVID, Normal",
+    ("TensorDataset: its classes are COVID, Normal",
      (named(images(9, 1), "Normal", "COVID", "Lung_Opacity"), named(images(9, 2), "COVID", "Normal")), {}),
-    ("labels from 0 to 2; expected 0 to 1", NINE, {"classes": LEVELS[:2]}),
-    ("train: 0 images of d; expected 2 or more", NINE, {"classes": (*LEVELS, "d")}),
-    ("train: 1 images of bright", (images(5, 1), NINE[1]), {"classes": LEVELS}),
-    ("val: 0 images of bright; expected 1 or more", (NINE[0], images(2, 2)), {"classes": LEVELS}),
-    ("val: 0 images of dark", (NINE[0], images(0, 2)), {"classes": LEVELS}),
-    (r"val of \(1, 40, 40\)", (NINE[0], images(9, 2, img_size=40)), {"classes": LEVELS}),
-    ("n_epochs.* or minutes", NINE, {"classes": LEVELS, "n_epochs": None}),
-    ("loss='mse': expected one of", NINE, {"classes": LEVELS, "loss": "mse"})])
+    ("grades: expected integers from 0 to 1", NINE, {"classes": LEVELS[:2]}),
+    (r"train: \[3, 3, 3, 0\] images of dark, dim, bright, d; expected 2", NINE, {"classes": (*LEVELS, "d")}),
+    (r"train: \[2, 2, 1\] images of", (images(5, 1), NINE[1]), {"classes": LEVELS}),
+    (r"val: \[1, 1, 0\] images of .*; expected 1 or more", (NINE[0], images(2, 2)), {"classes": LEVELS}),
+    (r"val: \[0, 0, 0\] images", (NINE[0], images(0, 2)), {"classes": LEVELS}),
+    ("n_epochs.* or minutes", NINE, {"classes": LEVELS, "n_epochs": None})])
 def test_classes_and_options_that_do_not_fit_are_refused(message, parts, options):
     with pytest.raises(ValueError, match=message):
         training.train_classifier(*parts, progress=False, **{"n_epochs": 1, **options})
@@ -335,21 +331,3 @@ def test_classes_and_options_that_do_not_fit_are_refused(message, parts, options
 def test_a_loss_that_is_no_number_stops_the_training():
     with pytest.raises(FloatingPointError, match=r"loss (nan|inf).*lower lr"):
         train(n_epochs=50, lr=1e18, augmentation=None)
-
-
-
-@pytest.mark.slow
-def test_a_network_grades_new_spines_of_known_severity() -> None:
-    from genailab_helpers.phantoms.raters import THRESHOLDS
-    from genailab_helpers.phantoms.spine import render_spines, sample_spines
-
-    def spines(n: int, seed: int) -> TensorDataset:
-        anatomy = sample_spines(n, seed)
-        grades = torch.bucketize(anatomy.severity, torch.tensor(THRESHOLDS))
-        return TensorDataset(render_spines(anatomy, 96).images, grades)
-
-    result = training.train_classifier(spines(400, 1), spines(100, 2), "soft_labels", classes=GRADES,
-                                       n_epochs=10, lr=2e-3, progress=False)
-    batch, grades = spines(200, 3).tensors
-    found = metrics.qwk(grades.numpy(), result.model.predict(batch).decoded.numpy())
-    assert found > 0.6

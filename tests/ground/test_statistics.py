@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from genailab_helpers.statistics import Interval, bootstrap_interval, grouped_folds, paired_difference
+from genailab_helpers.statistics import Interval, bootstrap_interval, grouped_folds
 
 
 @pytest.mark.parametrize(("interval", "text"), [
@@ -30,8 +30,6 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     error = x.std() / math.sqrt(400)
     for end, z in ((got.low, -1.96), (got.high, 1.96)):
         assert end == pytest.approx(x.mean() + z * error, abs=0.1 * error)
-    narrower = bootstrap_interval(np.mean, x, level=0.5)
-    assert narrower.high - narrower.low < 0.5 * (got.high - got.low)
 
 
 def test_ten_images_of_a_patient_count_once():
@@ -40,7 +38,7 @@ def test_ten_images_of_a_patient_count_once():
     images, patients = np.repeat(x, 10), np.repeat([f"p{i:02}" for i in range(50)], 10)
     shuffled = np.random.default_rng(3).permutation(500)
     grouped = bootstrap_interval(np.mean, images[shuffled], groups=patients[shuffled])
-    assert grouped == pytest.approx(alone)
+    assert grouped[:4] == pytest.approx(alone[:4])
     ungrouped = bootstrap_interval(np.mean, images)
     width = (alone.high - alone.low) / math.sqrt(10)
     assert ungrouped.high - ungrouped.low == pytest.approx(width, rel=0.15)
@@ -59,29 +57,17 @@ def test_resamples_without_a_value_are_left_out_unless_they_are_many():
     x = np.array([0.0] * 4 + [1.0] * 4)
     got = bootstrap_interval(lambda a: float(a.mean()) if 0 < a.mean() < 1 else math.nan, x)
     assert 0 < got.low < got.high < 1
-    with pytest.raises(ValueError, match="NaN"):
-        bootstrap_interval(lambda a: math.nan, x)
+    rarely = bootstrap_interval(lambda a: 1.0 if a.mean() == 0.5 else math.nan, x)
+    assert rarely.value == 1
+    assert math.isnan(rarely.low)
+    assert math.isnan(rarely.high)
+    assert math.isnan(bootstrap_interval(np.mean, x, groups=[0] * 8).low)  # one patient shows no spread
 
 
 @pytest.mark.parametrize(("arrays", "groups"), [(([1, 2], [1, 2, 3]), None), (([1, 2],), [0]), (([],), None)])
 def test_arrays_that_do_not_match_are_refused(arrays, groups):
     with pytest.raises(ValueError, match="length"):
         bootstrap_interval(lambda *a: 0.0, *arrays, groups=groups)
-
-
-def test_two_models_that_err_alike_are_told_apart():
-    generator = np.random.default_rng(6)
-    truth = generator.normal(size=200)
-    first = truth + generator.normal(size=200)
-    second = first + 0.1 * generator.normal(size=200) + 0.05
-
-    def error(t, y):
-        return float(np.abs(t - y).mean())
-
-    paired = paired_difference(error, truth, first, second)
-    assert paired.value == pytest.approx(error(truth, first) - error(truth, second))
-    alone = bootstrap_interval(error, truth, first)
-    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize("with_labels", [False, True])

@@ -167,6 +167,13 @@ def test_temperature_is_the_minimum_of_a_fine_grid():
     assert got == pytest.approx(grid[np.argmin(losses)], rel=0.003)
 
 
+def test_temperature_stays_within_its_bounds():
+    """Labels that are never the most probable class have no best temperature."""
+    logits, labels = torch.tensor([[1.0, 0.0]]).repeat(50, 1), torch.ones(50, dtype=torch.int64)
+    got = metrics.fit_temperature(logits, labels, partial(torch.softmax, dim=1))
+    assert got == pytest.approx(math.exp(5), rel=0.01)
+
+
 def test_a_score_is_the_bootstrap_by_patient_of_the_mean_over_seeds():
     y, p = graded()
     _, q = graded(seed=1)

@@ -98,3 +98,13 @@ def test_the_frozen_network_standardises():
 def test_unknown_and_unfit_networks_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         build_backbone(name, 2, pretrained=False)
+
+
+def test_training_one_network_leaves_the_frozen_one_alone(tmp_path, monkeypatch):
+    images = torch.linspace(-1, 1, 64 * 64).reshape(1, 1, 64, 64)
+    before = lite0_features(images, side=64)
+    with torch.no_grad():
+        for p in build_backbone("efficientnet_lite0", 2).parameters():
+            p.zero_()
+    monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path))  # nothing is remembered: the network is asked again
+    assert (lite0_features(images, side=64) == before).all()

@@ -331,3 +331,20 @@ def test_classes_and_options_that_do_not_fit_are_refused(message, parts, options
 def test_a_loss_that_is_no_number_stops_the_training():
     with pytest.raises(FloatingPointError, match=r"loss (nan|inf).*lower lr"):
         train(n_epochs=50, lr=1e18, augmentation=None)
+
+
+@pytest.mark.slow
+def test_a_network_grades_new_spines_of_known_severity() -> None:
+    from genailab_helpers.phantoms.raters import THRESHOLDS
+    from genailab_helpers.phantoms.spine import render_spines, sample_spines
+
+    def spines(n: int, seed: int) -> TensorDataset:
+        anatomy = sample_spines(n, seed)
+        grades = torch.bucketize(anatomy.severity, torch.tensor(THRESHOLDS))
+        return TensorDataset(render_spines(anatomy, 96).images, grades)
+
+    result = training.train_classifier(spines(400, 1), spines(100, 2), "soft_labels", classes=GRADES,
+                                       n_epochs=10, lr=2e-3, progress=False)
+    batch, grades = spines(200, 3).tensors
+    found = metrics.qwk(grades.numpy(), result.model.predict(batch).decoded.numpy())
+    assert found > 0.6

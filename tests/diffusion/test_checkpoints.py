@@ -72,7 +72,7 @@ class Bomb:
 def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model.safetensors: this is a pickle"):
+    with pytest.raises(ValueError, match=r"model.safetensors: truncated, or no safetensors file"):
         load_denoiser(tmp_path / "model.safetensors")
     assert not (tmp_path / "exploded").exists()
 
@@ -81,7 +81,7 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path, monkeypatch
 def test_a_file_without_recipe_is_refused(tmp_path, header):
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(2)}, path, metadata=header)
-    with pytest.raises(ValueError, match=r"model.safetensors: its header has no readable recipe"):
+    with pytest.raises(ValueError, match=r"model.safetensors: .*no safetensors file with a recipe"):
         load_denoiser(path)
 
 
@@ -143,5 +143,5 @@ def test_the_first_difference_of_recipes_is_named():
     assert first_difference(a, json.loads(json.dumps(a))) is None
     assert first_difference({**a, "more": 1}, a) is None
     assert first_difference({**a, "network": {"levels": [1, 3], "base": 8}}, a) == \
-        "network.levels is [1, 3] in the file and [1, 2] here"
+        "network is {'levels': [1, 3], 'base': 8} in the file and {'levels': [1, 2], 'base': 8} here"
     assert first_difference({}, a) == f"network is None in the file and {a['network']!r} here"

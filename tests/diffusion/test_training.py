@@ -285,9 +285,9 @@ def test_a_finished_training_returns_at_once_and_its_checkpoint_is_a_model(tmp_p
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"seed": 3}, r"training.seed is 0 in the file and 3 here"),
-    ({"n_steps": 9}, r"training.n_steps is 6 in the file and 9 here"),
-    ({"lr": 1e-3}, r"training.lr"),
+    ({"seed": 3}, r"training is .*'seed': 0.* in the file and .*'seed': 3.* here"),
+    ({"n_steps": 9}, r"training is .*'n_steps': 6.* in the file and .*'n_steps': 9.* here"),
+    ({"lr": 1e-3}, r"training is .*'lr': 0.001.* here"),
 ])
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, message):
     train(checkpoint=tmp_path / "model.safetensors")
@@ -299,7 +299,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     train(checkpoint=path)
     other = Denoiser(UNet2D(base_channels=16, channel_multipliers=(1, 2), time_emb_dim=16), 8, 4)
-    with pytest.raises(ValueError, match=r"model.safetensors: .*base_channels is 8 in the file and 16 here"):
+    with pytest.raises(ValueError, match=r"model.safetensors: .*'base_channels': 8.* in the file and .*'base_channels': 16.* here"):
         train(model=other, checkpoint=path)
 
 

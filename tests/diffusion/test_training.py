@@ -299,7 +299,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     train(checkpoint=path)
     other = Denoiser(UNet2D(base_channels=16, channel_multipliers=(1, 2), time_emb_dim=16), 8, 4)
-    with pytest.raises(ValueError, match=r"model.safetensors: .*'base_channels': 8.* in the file and .*'base_channels': 16.* here"):
+    message = r"model.safetensors: .*'base_channels': 8.* in the file and .*'base_channels': 16.* here"
+    with pytest.raises(ValueError, match=message):
         train(model=other, checkpoint=path)
 
 

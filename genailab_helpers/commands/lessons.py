@@ -36,13 +36,12 @@ def run(lessons: _Lessons = None, parameters: _Parameters = None, output: _Outpu
     from genailab_helpers.datasets.index import index_images
 
     given = {name: value for name, _, value in (word.partition("=") for word in parameters or [])}
-    jobs = [(lesson, convert_parameters(lesson, given)) for lesson in find_lessons(lessons or [])]
-    for folder in {values[name] for _, values in jobs for name in IMAGES if values.get(name)}:
+    jobs = [(lesson, *parameterize(lesson, given)) for lesson in find_lessons(lessons or [])]
+    for folder in {values[name] for *_, values in jobs for name in IMAGES if values.get(name)}:
         index_images(folder)  # refuse a folder without radiographs now, not after minutes of lessons
     output.mkdir(parents=True, exist_ok=True)
     failed = False
-    for number, (lesson, values) in enumerate(jobs, 1):
-        notebook = _parameterized(lesson, values)
+    for number, (lesson, notebook, values) in enumerate(jobs, 1):
         error = execute(notebook, lesson.parent, f"[{number}/{len(jobs)}] {lesson.stem}")
         written = output / f"{lesson.stem}{'.failed' * bool(error)}.ipynb"
         _save(notebook, written, values)
@@ -80,8 +79,8 @@ def find_lessons(wanted: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found)) or known
 
 
-def convert_parameters(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
-    """Turn what was typed into values of the types that the lesson's `parameters` cell has.
+def parameterize(lesson: Path, given: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """Read a lesson and set parameters, by values of the types that its `parameters` cell has.
 
     Parameters
     ----------
@@ -92,8 +91,10 @@ def convert_parameters(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        Values of the type of each parameter's default. A default of None takes any literal, else text. Names
+    notebook : NotebookNode
+        The lesson with the new values.
+    values : dict
+        Those of the type of each parameter's default. A default of None takes any literal, else text. Names
         of folders (`IMAGES`, and what ends in `_DIR` or `_FOLDER`) stay as typed and become absolute, because
         the lesson runs in its own folder.
 
@@ -102,16 +103,20 @@ def convert_parameters(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
     ValueError
         If the lesson has no such parameter (the message lists those it has) or the value is of another type.
     """
-    import nbformat
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
 
-    known: dict[str, Any] = {}
-    for cell in nbformat.read(lesson, as_version=4).cells if given else ():
+    notebook, known = load_notebook_node(str(lesson)), dict[str, Any]()
+    for cell in notebook.cells if given else ():
         if "parameters" in cell.metadata.get("tags", []):
             exec(cell.source, {}, known)  # as the lesson will: whatever it binds can be set
     for name in given.keys() - known.keys():
         raise ValueError(f"lesson {lesson.stem} has no parameter {name}; its parameters: "
                          f"{', '.join(known) or 'none'}")
-    return {name: _convert(name, text, known[name]) for name, text in given.items()}
+    values = {name: _convert(name, text, known[name]) for name, text in given.items()}
+    notebook = parameterize_notebook(notebook, values) if values else notebook
+    del notebook.metadata["papermill"]  # holds the names of this machine's folders
+    return notebook, values
 
 
 def _convert(name: str, text: str, default: Any) -> Any:
@@ -132,18 +137,6 @@ def _convert(name: str, text: str, default: Any) -> Any:
         raise ValueError(f"parameter {name}: expected {kinds.get(type(default), 'a list')} "
                          f"(its default is {default!r}), got {text!r}")
     return value
-
-
-def _parameterized(lesson: Path, values: dict[str, Any]) -> Any:
-    """Read a notebook and set its parameters, by papermill."""
-    from papermill.iorw import load_notebook_node
-    from papermill.parameterize import parameterize_notebook
-
-    notebook = load_notebook_node(str(lesson))
-    if values:
-        notebook = parameterize_notebook(notebook, values)
-    del notebook.metadata["papermill"]  # holds the names of this machine's folders
-    return notebook
 
 
 def execute(notebook: Any, folder: Path, title: str) -> str:

@@ -312,7 +312,6 @@ def test_other_bad_input_is_one_line(folders: dict[str, Path], tmp_path: Path, r
     assert "holds one class, Normal" in refuse("classifier", chests / "train" / "Normal")
     assert "expected one of cross_entropy" in refuse("grader", graded, "--loss", "mse")
     assert "backbone='resnet': expected small_cnn" in refuse("grader", graded, "--backbone", "resnet")
-    assert "--img-size 16: expected at least 32" in refuse("grader", graded, "--img-size", 16)
 
 
 def test_models_and_images_of_another_kind_are_one_line(

@@ -45,8 +45,8 @@ def segment(files: _Files, output: _Masks = Path("build/masks")) -> None:
         raise ValueError(f"{model}: a model alone; expected the radiographs after it")
     [(name, n_files)] = Counter(file.stem for file in files).most_common(1)
     if n_files > 1:
-        raise ValueError(f"{n_files} radiographs are called {name}; expected one of each name, since a mask has "
-                         "that of its radiograph; run them apart, with another --output")
+        raise ValueError(f"{n_files} radiographs are called {name}; expected one of each name, since a mask "
+                         "has that of its radiograph; run them apart, with another --output")
     with whole_folder(output) as folder:
         for file, image in readable(files):
             lungs = segmenter.predict(image[None])[0]

@@ -329,7 +329,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
     for name in ("pipe.png", "link.png"):
-        assert refusal(tmp_path / name) == "a pipe or a device; expected a file"
+        assert refusal(tmp_path / name) == "a folder, a pipe or a device; expected one image"
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path):

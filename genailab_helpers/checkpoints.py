@@ -251,7 +251,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             recipe = json.loads(file.metadata()["recipe"])
-            return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, {**recipe})  # noqa: SIM118
+            names = file.keys()
+            return Checkpoint({name: file.get_tensor(name) for name in names}, {**recipe})
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: truncated, or no safetensors file with a recipe, as this project writes "
                          f"them ({type(error).__name__}: {error}); make or download it again") from error

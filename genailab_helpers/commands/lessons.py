@@ -42,15 +42,14 @@ def run(lessons: _Lessons = None, parameters: _Parameters = None, output: _Outpu
     output.mkdir(parents=True, exist_ok=True)
     failed = False
     for number, (lesson, notebook, values) in enumerate(jobs, 1):
+        for left in output.glob(f"{lesson.stem}.failed.*"):  # by an earlier run
+            left.unlink()
         error = execute(notebook, lesson.parent, f"[{number}/{len(jobs)}] {lesson.stem}")
         written = output / f"{lesson.stem}{'.failed' * bool(error)}.ipynb"
         _save(notebook, written, values)
         if error:
             failed = True
             complain(f"lesson {lesson.stem} failed in {error} (executed so far: {written})")
-        else:  # an earlier failure is mended
-            for suffix in (".ipynb", ".html"):
-                (output / f"{lesson.stem}.failed{suffix}").unlink(missing_ok=True)
         pages = [page for page in sorted(output.glob("*.html")) if page.with_suffix(".ipynb").is_file()]
         listed = (f'<li><a href="{escape(page.name)}">{escape(page.stem)}</a>\n' for page in pages)
         write_text(output / "index.html", _INDEX + "".join(listed))

@@ -203,7 +203,6 @@ def inspect_radiograph(path: str | Path) -> FileProperties:
     UnreadableRadiographError
         If there is no header that can be read. That the pixels can be read is not checked.
     """
-    path = Path(path)
     with _one_clear_line(path):
         if not is_dicom(path):
             with open_image(path) as image:
@@ -244,9 +243,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     UnreadableRadiographError
         If it is none, or an error of any kind is met while it is open.
     """
-    path = Path(path)
     # opened as a stream: Pillow maps a file that it knows by name, and dies with it if that is cut meanwhile
-    with _one_clear_line(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with _one_clear_line(path), open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
         _check_size(path, *image.size)
         # an MPO file is a photograph with a small copy of it
         _refuse(path, (getattr(image, "is_animated", False) and image.format != "MPO",
@@ -262,7 +260,7 @@ def read_dicom(path: str | Path, pixels: bool = False) -> Any:
     UnreadableRadiographError
         If that fails, or the file is deflated: nothing bounds the memory that it takes.
     """
-    with _one_clear_line(Path(path)):
+    with _one_clear_line(path):
         import pydicom
 
         meta = pydicom.filereader.read_file_meta_info(path)
@@ -277,10 +275,10 @@ def _refuse(path: str | Path, *faults: tuple[bool, str]) -> None:
             raise UnreadableRadiographError(path, reason)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    size, limit = f"{width} x {height} px", f"more than {MAX_PIXELS // 10**6} million"
+def _check_size(path: str | Path, width: int, height: int) -> None:
+    size = f"{width} x {height} px"
     _refuse(path, (min(width, height) < MIN_SIDE, f"{size}; a radiograph has at least {MIN_SIDE} px a side"),
-            (width * height > MAX_PIXELS, f"{size}, {limit}: too many pixels for a radiograph"))
+            (width * height > MAX_PIXELS, f"{size}, more than 50 million: too many pixels for a radiograph"))
 
 
 def _turn(width: int, height: int) -> AbstractContextManager[Any]:
@@ -289,7 +287,7 @@ def _turn(width: int, height: int) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _one_clear_line(path: Path) -> Iterator[None]:
+def _one_clear_line(path: str | Path) -> Iterator[None]:
     """Turn whatever goes wrong into one UnreadableRadiographError; oddities of what is read are no warning.
 
     Damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom. What pydicom says of them is
@@ -313,21 +311,19 @@ def _one_clear_line(path: Path) -> Iterator[None]:
             reason = f"{kinds[0]}, but damaged or of a kind that is not read; store it as grey PNG" if kinds \
                 else "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"
         else:
-            said = type(error).__name__ if is_dicom(path) else " ".join(str(error).split())
-            reason = f"damaged or incomplete ({said}); get the file again"
+            said = "" if is_dicom(path) else " ".join(str(error).split())
+            reason = f"damaged or incomplete ({said or type(error).__name__}); get the file again"
         raise UnreadableRadiographError(path, reason) from error
 
 
 def brightest_undeclared(path: str | Path) -> float:
     """Return the brightest pixel of a file of 9 to 16 bits that does not say how many; 0 of others."""
-    try:
-        with open_image(path) as image, _turn(*image.size):
-            if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
-                return 0.0
+    with suppress(UnreadableRadiographError), open_image(path) as image, _turn(*image.size):
+        if image.mode.startswith(("I", "F")) and not _significant_bits(path):
             values = np.asarray(image)
-            return float(values.max()) if values.min() >= 0 and _UNIT < values.max() < 2**16 else 0.0
-    except UnreadableRadiographError:  # whoever reads it says so
-        return 0.0
+            if values.min() >= 0 and _UNIT < values.max() < 2**16:
+                return float(values.max())
+    return 0.0  # of an unreadable one too: whoever reads it says so
 
 
 def smallest_bit_depth(brightest: float) -> int:
@@ -335,9 +331,9 @@ def smallest_bit_depth(brightest: float) -> int:
     return next(bits for bits in BIT_DEPTHS if brightest <= 2**bits - 1)
 
 
-def _significant_bits(path: Path) -> int | None:
+def _significant_bits(path: str | Path) -> int | None:
     """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow drops."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         head = file.read(2**16).partition(b"IDAT")[0]
     found = re.match(rb"\x89PNG\r\n\x1a\n.*?\0\0\0[\1-\4]sBIT(.)", head, re.DOTALL)
     return found[1][0] or None if found else None

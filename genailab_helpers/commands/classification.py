@@ -74,9 +74,10 @@ def _train(graded: bool, data: Path, output: Path, table: Path | None, patient_p
              + "\n\nBefore any training: what tells the classes apart besides the anatomy?")
         audit, verdict, withheld = _examine(images)
         echo(audit)
-        flip, _ = settings.pop("flip"), settings.pop("img_size")
-        result = training.train_classifier(parts["train"], parts["val"], classes=list(counts),
-                                           augmentation=training.Augmentation(flip=flip), **settings)
+        del settings["img_size"]  # the parts have it
+        result = training.train_classifier(
+            parts["train"], parts["val"], classes=list(counts),
+            augmentation=training.Augmentation(flip=settings.pop("flip")), **settings)
         echo(f"{result.steps} steps in {len(result.history)} epochs, {result.seconds:.0f} s; "
              f"the model is that of epoch {result.best_epoch + 1}, the best on val")
         thresholds = {} if graded else _thresholds(result.model, parts["val"])

@@ -252,14 +252,9 @@ def corrupt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "spoil", "says"), [
-    ("grader", lambda data: shutil.rmtree(data / "train/grade_1"), "0 readable images of grade_1 in train"),
     ("grader", lambda data: corrupt(data / "train/grade_1"), "0 readable images of grade_1 in train"),
     ("grader", lambda data: keep(data / "train/grade_1", 1), "1 readable images of grade_1 in train"),
     ("classifier", lambda data: shutil.rmtree(data / "train/COVID"), "0 readable images of COVID in train"),
-    ("classifier", lambda data: keep(data / "train/COVID", 1),
-     "1 readable images of COVID in train; expected at least 2"),
-    ("classifier", lambda data: shutil.copytree(data / "val/COVID", data / "val/Silicosis"),
-     "0 readable images of Silicosis in train"),
     ("classifier", lambda data: shutil.copytree(data / "test/COVID", data / "test/Silicosis"),
      "0 readable images of Silicosis in train"),
     ("classifier", lambda data: shutil.rmtree(data / "test/Tuberculosis"),
@@ -271,9 +266,6 @@ def corrupt(folder: Path) -> None:
     ("grader", lambda data: shutil.copy(data / "train/grade_0/9005000L.png",
                                         data / "test/grade_0/9005000R.png"),
      "the images of 1 patients (9005000) lie in several of its parts"),
-    ("classifier", lambda data: shutil.copy(data / "train/Normal/person5000_virus_0.png",
-                                            data / "test/Normal/person5000_bacteria_0.png"),
-     "the images of 1 patients (person5000) lie in several of its parts"),
     ("grader", lambda data: shutil.rmtree(data / "train"), "found only val/, test/; expected train/"),
     ("grader", shutil.rmtree, "no such folder"),
 ])

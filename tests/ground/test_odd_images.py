@@ -145,19 +145,10 @@ def test_a_broken_exif_chunk_is_one_line(tmp_path):
 # ---------------------------------------------------------------- DICOM
 
 
-def save(path: Path, pixels: np.ndarray = TWELVE, **tags: object) -> Path:
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = tags.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.2.3"
-    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
-    data.Rows, data.Columns = pixels.shape
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
-    data.PixelRepresentation, data.PixelData = int(pixels.dtype.kind == "i"), pixels.tobytes()
-    for name, value in tags.items():
-        data.add_new(name, pydicom.datadict.dictionary_VR(name).replace("US or SS", "SS"), value)
-    data.save_as(path, enforce_file_format=True)
-    return path
+@pytest.fixture
+def save(save_dicom):
+    """Give the function that writes 12 bits, by default the usual ones."""
+    return lambda path, pixels=TWELVE, **tags: save_dicom(path, pixels, **{"BitsStored": 12} | tags)
 
 
 VOID = {
@@ -174,7 +165,7 @@ VOID = {
 
 
 @pytest.mark.parametrize("name", VOID)
-def test_a_void_field_counts_as_absent(tmp_path, name):
+def test_a_void_field_counts_as_absent(save, tmp_path, name):
     assert_read(save(tmp_path / "image", **VOID[name]), TWELVE / 4095)
 
 
@@ -182,13 +173,13 @@ def test_a_void_field_counts_as_absent(tmp_path, name):
     *({"RescaleSlope": slope, "RescaleIntercept": intercept}
       for slope, intercept in (("nan", "0"), ("1e400", "0"), ("1e307", "0"), ("1", "nan"))),
     {"WindowCenter": "nan", "WindowWidth": "100"}])
-def test_no_number_in_a_dicom_header_becomes_a_pixel(tmp_path, tags):
+def test_no_number_in_a_dicom_header_becomes_a_pixel(save, tmp_path, tags):
     with pydicom.config.disable_value_validation():
         assert "grey scale has no width" in refusal(save(tmp_path / "image", **tags))
 
 
 @pytest.mark.parametrize("syntax", [pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian])
-def test_padding_is_black_however_the_scale_runs(tmp_path, syntax):
+def test_padding_is_black_however_the_scale_runs(save, tmp_path, syntax):
     pixels = TWELVE.astype(np.int16) - 2048
     pixels[:4], pixels[-4:] = -2048, -2046
     unit = 1 - (pixels + 2048) / 4095
@@ -206,7 +197,7 @@ def test_padding_is_black_however_the_scale_runs(tmp_path, syntax):
     ({"BitsStored": [12, 12]}, "damaged"), ({"BitsStored": None}, "damaged"),
     ({"BitsAllocated": 17}, "damaged"),
     ({"PatientName": "DOE^JANE", "RescaleSlope": "12345678"}, "damaged")])
-def test_what_a_header_says_of_somebody_reaches_no_message(tmp_path, tags, reason):
+def test_what_a_header_says_of_somebody_reaches_no_message(save, tmp_path, tags, reason):
     with pydicom.config.disable_value_validation():
         path = save(tmp_path / "image.dcm", **tags)
     path.write_bytes(path.read_bytes().replace(b"12345678", b"DOE^JANE"))
@@ -219,7 +210,7 @@ def test_what_a_header_says_of_somebody_reaches_no_message(tmp_path, tags, reaso
     assert "JANE" not in said
 
 
-def test_dicom_without_its_mark_or_with_floats_is_named(tmp_path):
+def test_dicom_without_its_mark_or_with_floats_is_named(save, tmp_path):
     path = save(tmp_path / "image.dcm")
     path.write_bytes(path.read_bytes()[132:])
     assert "DICOM without the letters DICM" in refusal(path)
@@ -243,7 +234,7 @@ def test_a_long_text_in_a_file_costs_no_seconds(tmp_path):
     assert names_somebody("x DOE^JANE")
 
 
-def test_more_than_50_million_pixels_are_refused_before_they_are_decoded(tmp_path):
+def test_more_than_50_million_pixels_are_refused_before_they_are_decoded(save, tmp_path):
     """In a process of its own: what was ever taken stays counted."""
     (tmp_path / "large.png").write_bytes(grey_png(7000, 90, 7000))
     (tmp_path / "too_large.png").write_bytes(grey_png(10, 90, 13300))

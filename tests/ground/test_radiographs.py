@@ -239,28 +239,6 @@ def test_good_img_size_comes_back_as_int():
 
 # ---------------------------------------------------------------- DICOM
 
-def save_dicom(path: Path, pixels: np.ndarray | None, **tags: object) -> Path:
-    pydicom = pytest.importorskip("pydicom", reason='DICOM tests need pip install "genailab-helpers[dicom]"')
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # CR image storage
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
-    if pixels is not None:
-        data.Rows, data.Columns = pixels.shape[:2]
-        data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
-        data.PixelRepresentation = int(pixels.dtype.kind == "i")
-        data.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.HighBit = data.get("BitsStored", 8) - 1
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
 TWELVE = np.round(pattern() * 4095).astype(np.uint16)
 
 
@@ -282,11 +260,11 @@ TWELVE = np.round(pattern() * 4095).astype(np.uint16)
      1 / (1 + np.exp(-4 * (TWELVE - 2000.0) / 1000))),
 ], ids=["8 bit", "12 bit", "dark", "monochrome1", "rescale", "negative slope", "signed", "window",
         "first window", "sigmoid"])
-def test_dicom_scales(tmp_path, pixels, tags, unit):
+def test_dicom_scales(save_dicom, tmp_path, pixels, tags, unit):
     assert_read(save_dicom(tmp_path / "image", pixels, **tags), unit)
 
 
-def test_dicom_table_comes_before_the_window(tmp_path):
+def test_dicom_table_comes_before_the_window(save_dicom, tmp_path):
     pydicom = pytest.importorskip("pydicom")
     table = pydicom.Dataset()
     table.LUTDescriptor = [256, 0, 12]
@@ -309,14 +287,14 @@ def test_dicom_table_comes_before_the_window(tmp_path):
     (TWELVE, {"PixelData": TWELVE.tobytes()[:-2000]}, "damaged or incomplete"),
     (TWELVE, {"RescaleSlope": "0", "RescaleIntercept": "5"}, "its grey scale has no width"),
     (TWELVE[:8], {}, "80 x 8 px; a radiograph has at least 16 px a side")])
-def test_dicom_that_is_no_radiograph(tmp_path, pixels, tags, reason):
+def test_dicom_that_is_no_radiograph(save_dicom, tmp_path, pixels, tags, reason):
     path = save_dicom(tmp_path / "image.dcm", pixels, **tags)
     with pytest.raises(UnreadableRadiographError, match="image.dcm: .*" + reason):
         read_radiograph(path)
 
 
 @pytest.mark.parametrize(("package", "compressed"), [("pydicom", False), ("pylibjpeg", True)])
-def test_a_missing_extra_says_what_brings_it(tmp_path, package, compressed):
+def test_a_missing_extra_says_what_brings_it(save_dicom, tmp_path, package, compressed):
     """In a fresh process in which the package cannot be imported (nor Pillow's JPEG 2000 decoder used)."""
     path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12)
     if compressed:

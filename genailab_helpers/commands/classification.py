@@ -150,20 +150,15 @@ def _predict(model: Path, files: list[Path], graded: bool) -> None:
     if (classes == list(GRADES)) != graded:
         raise ValueError(f"{path}: holds a model of the classes {', '.join(classes)}; this one is for "
                          f"`genailab {'classify' if graded else 'grade'}`")
-    if not graded and thresholds.keys() != set(classes):
-        raise ValueError(f"{path}: holds no thresholds of its classes; expected one of `genailab train`")
     unread, bit_depth = len(files), recipe.get("run", {}).get("bit_depth")
     for file, image in options.readable(files, classifier.img_size, bit_depth):
         unread -= 1
         [probabilities], [number] = (found.tolist() for found in classifier.predict(image[None]))
         each = dict(zip(GRADE_NAMES if graded else classes, probabilities, strict=True))
-        best, said = list(each)[number], ", ".join(f"{name} {p:.2f}" for name, p in each.items())
-        if graded:
-            echo(f"{file}: grade {number} {best} ({said})")
-        else:
-            reached = ", ".join(name for name, p in each.items() if p >= thresholds[name]) or "none"
-            echo(f"{file}: {best} ({said}); threshold reached: {reached}")
-    if thresholds:
-        echo("Thresholds, chosen in training: " + ", ".join(f"{c} {thresholds[c]:.2f}" for c in classes))
+        best = f"grade {number} {GRADE_NAMES[number]}" if graded else classes[number]
+        shown = ", ".join(f"{name} {p:.2f}" for name, p in each.items())
+        reached = [name for name, p in each.items() if thresholds and p >= thresholds[name]]
+        ended = f"; threshold reached: {', '.join(reached) or 'none'}" if thresholds else ""
+        echo(f"{file}: {best} ({shown}){ended}")
     echo(options.NOT_FOR_DIAGNOSIS)
     raise Exit(2 * bool(unread))

@@ -278,7 +278,7 @@ def _refuse(path: str | Path, *faults: tuple[bool, str]) -> None:
 def _check_size(path: str | Path, width: int, height: int) -> None:
     size = f"{width} x {height} px"
     _refuse(path, (min(width, height) < MIN_SIDE, f"{size}; a radiograph has at least {MIN_SIDE} px a side"),
-            (width * height > MAX_PIXELS, f"{size}, more than 50 million: too many pixels for a radiograph"))
+            (width * height > MAX_PIXELS, f"{size}, above {MAX_PIXELS:,}: too many pixels for a radiograph"))
 
 
 def _turn(width: int, height: int) -> AbstractContextManager[Any]:

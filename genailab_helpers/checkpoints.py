@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,7 +81,7 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     # A name that nobody can foresee; a part of the own one, which may take all of the 255 bytes allowed.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix[-20:]}")
     try:
-        with _full_disk_named(path):
+        with _naming(path):
             temporary.touch(path.stat().st_mode & 0o777 if path.is_file() else 0o666, exist_ok=False)
             yield temporary
             if sync:
@@ -120,7 +120,7 @@ def whole_folder(path: str | Path, disposable: Callable[[Path], None] | None = N
     """
     path = Path(os.path.expanduser(path)).resolve()
     new, old = (path.with_name(f".{_short(path)}-{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
-    with _alone(path), _full_disk_named(path):
+    with _alone(path), _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         _check_free(path, disposable)
@@ -140,19 +140,14 @@ def _short(path: Path) -> str:
     return f"{path.name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder; it ends with the process, however that ends."""
-    lock = FileLock(cache_folder("locks") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32], timeout=0)
+def _alone(path: Path) -> AbstractContextManager[object]:
+    """Take the lock of a folder, to be held for a block; it ends with the process, however that ends."""
+    lock = cache_folder("locks") / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     try:
-        lock.acquire()
+        return FileLock(lock, timeout=0).acquire()
     except Timeout:
         raise FileExistsError(f"{path}: another run is writing it; wait until it has ended, "
                               "or choose another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -179,14 +174,13 @@ def holds_files(path: Path) -> bool:
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
-    """Raise the error of a full disk again with the name of the target, which the system does not give."""
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error of the system the name of the target where it has none: that of a full disk, for one."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = f"no room to write, nothing was changed ({os.strerror(error.errno)})"
-            raise OSError(error.errno, reason, str(path)) from error
+        if error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -254,22 +248,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; expected a .safetensors file")
-    with path.open("rb") as file:
-        start = file.read(9)  # safetensors: eight bytes of length, which may be any, then a brace
-    if start[8:] != b"{" and start.startswith((b"\x80", b"PK")):
-        raise ValueError(f"{path}: this is a pickle (torch.save), which can run code, so it was not opened; "
-                         f"expected a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return Checkpoint(tensors, {**json.loads(header["recipe"])})
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or no safetensors file ({error}); "
-                         f"make or download it again") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # no JSON, no dict, or too deep
-        raise ValueError(f"{path}: its header has no readable recipe, so the model cannot be built; "
-                         f"expected a file written by this project") from error
+            recipe = json.loads(file.metadata()["recipe"])
+            names = file.keys()
+            return Checkpoint({name: file.get_tensor(name) for name in names}, {**recipe})
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: truncated, or no safetensors file with a recipe, as this project writes "
+                         f"them ({type(error).__name__}: {error}); make or download it again") from error
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path,
@@ -304,13 +290,14 @@ def fitting_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], path
     """
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     wanted = module.state_dict()
-    has, needs = ({name: f"shape {tuple(tensor.shape)}" for name, tensor in side.items()}
-                  for side in (found, wanted))
-    if name := next((name for name in [*needs, *has] if has.get(name) != needs.get(name)), None):
-        raise ValueError(f"{path}: another architecture; first difference at {name}: "
-                         f"the file has {has.get(name, 'none')}, the model needs {needs.get(name, 'none')}")
-    if name := next((name for name, tensor in found.items() if not tensor.isfinite().all()), None):
-        raise ValueError(f"{path}: {name} holds numbers that are not finite; train again")
+    for name in [*wanted, *found]:
+        has, needs = (f"shape {tuple(side[name].shape)}" if name in side else "none"
+                      for side in (found, wanted))
+        if has != needs:
+            raise ValueError(f"{path}: another architecture; first difference at {name}: "
+                             f"the file has {has}, the model needs {needs}")
+        if not found[name].isfinite().all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite; train again")
     return found
 
 
@@ -355,10 +342,9 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     import torch
 
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device = best if name is None else torch.device(name)
-    if device.type not in ("cpu", best.type):
+    if name is not None and torch.device(name).type not in ("cpu", best.type):
         raise RuntimeError(f"device={str(name)!r} is not available here: take device={best.type!r} or None")
-    return device
+    return torch.device(name or best)
 
 
 def join_processes() -> Any:

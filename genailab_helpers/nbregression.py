@@ -51,23 +51,15 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager, RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from PIL import Image, ImageChops, ImageFilter
 
@@ -101,21 +93,25 @@ def compare_text(old: str, new: str, tolerance: float = TOLERANCE) -> str | None
     str or None
         None if they agree, else a few lines with the first place where they do not.
     """
-    if old == new:
-        return None
+    lines = itertools.zip_longest(old.split("\n"), new.split("\n"), fillvalue="(no such line)")
+    for number, (was, now) in enumerate(lines, start=1):
+        if differing := was != now and _compare_line(was, now, tolerance):
+            return f"line {number}, {differing}\n    old  {was[:300]}\n    new  {now[:300]}"
+    return None
+
+
+def _compare_line(old: str, new: str, tolerance: float) -> str | None:
+    """Return what differs, or None."""
     if _DECIMAL.sub("\0", old) != _DECIMAL.sub("\0", new):
-        lines = itertools.zip_longest(*(_DECIMAL.sub("\0", text).split("\n") for text in (old, new)))
-        line = next(i for i, (was, now) in enumerate(lines) if was != now)
-        return f"text in line {line + 1}\n{_lines(old, new, line)}"
+        return "text"
     for was, now in zip(_DECIMAL.finditer(old), _DECIMAL.finditer(new), strict=True):
-        line = old.count("\n", 0, was.start("number"))
         a, b = (float(match["number"].replace(",", "")) for match in (was, now))
         off, size = abs(a - b), max(abs(a), abs(b))
         if off > tolerance * size + FLOOR:
-            return (f"number in line {line + 1}: old {was['number']}, new {now['number']}, relative "
-                    f"difference {off / size:.2g}, tolerance {tolerance:g}\n{_lines(old, new, line)}")
+            return (f"old {was['number']}, new {now['number']}, relative difference {off / size:.2g}, "
+                    f"tolerance {tolerance:g}")
         if len(was[0]) != len(now[0]) and was.group("before", "after") != now.group("before", "after"):
-            return f"text in line {line + 1}\n{_lines(old, new, line)}"
+            return "blanks"
     return None
 
 
@@ -203,51 +199,33 @@ def compare_outputs(old: Sequence[NotebookNode], new: Sequence[NotebookNode],
         One report for each output that differs; empty if all agree.
     """
     reports = []
-    for number, (was, now) in enumerate(itertools.zip_longest(old, new), start=1):
-        if was is None or now is None:
-            what = "missing, old" if now is None else "one too many, new"
-            reports.append(f"output {number} is {what}:\n{_excerpt(was or now)}")
-            continue
-        contents, others = _contents(was), _contents(now)
-        if contents.keys() != others.keys():
-            kinds = f"    old  {', '.join(contents)}\n{_excerpt(was)}\n    new  {', '.join(others)}"
-            reports.append(f"output {number} is of another kind\n{kinds}\n{_excerpt(now)}")
-            continue
-        for kind, content in contents.items():
-            if report := _compare_content(kind, content, others[kind], tolerance):
+    for number, pair in enumerate(itertools.zip_longest(old, new), start=1):
+        was, now = (_contents(output) if output else {} for output in pair)
+        if was.keys() != now.keys():
+            reports.append(f"output {number} is of another kind: old {', '.join(was) or 'missing'}, "
+                           f"new {', '.join(now) or 'missing'}")
+        for kind in was:
+            if kind in now and (report := _compare_content(was[kind], now[kind], tolerance)):
                 reports.append(f"output {number} ({kind}), {report}")
     return reports
 
 
-def _contents(output: NotebookNode) -> dict[str, Any]:
-    """Return what is compared of an output, by the name of its kind."""
+def _contents(output: NotebookNode) -> dict[str, str]:
+    """Return what is compared of an output, by the name of its kind; pictures as in HTML."""
     if output.output_type == "stream":
         return {output.name: output.text}
     if output.output_type == "error":
         return {"error": f"{output.ename}: {output.evalue}"}  # a traceback holds paths
-    return dict(sorted(output.data.items()))
+    return {kind: "" if kind == WIDGET_VIEW else
+            f"data:{kind};base64,{content}" if kind.startswith("image/") else str(content)
+            for kind, content in output.data.items()}
 
 
-def _compare_content(kind: str, old: Any, new: Any, tolerance: float) -> str | None:
-    if kind == WIDGET_VIEW:
-        return None
-    if kind in ("image/png", "image/jpeg"):
-        return compare_figures(base64.b64decode(old), base64.b64decode(new), tolerance)
+def _compare_content(old: str, new: str, tolerance: float) -> str | None:
     report = compare_text(_EMBEDDED.sub("<figure>", old), _EMBEDDED.sub("<figure>", new), tolerance)
     for was, now in zip(_EMBEDDED.findall(old), _EMBEDDED.findall(new), strict=False):
         report = report or compare_figures(base64.b64decode(was), base64.b64decode(now), tolerance)
     return report
-
-
-def _lines(old: str, new: str, line: int) -> str:
-    shown = [[*text.split("\n"), *["(no such line)"] * (line + 1)][line] for text in (old, new)]
-    return "\n".join(f"    {name}  {text[:300]}" for name, text in zip(("old", "new"), shown, strict=True))
-
-
-def _excerpt(output: NotebookNode) -> str:
-    contents = _contents(output)
-    kind = "text/plain" if "text/plain" in contents else next(iter(contents))
-    return f"    {kind}: {str(contents[kind])[:300].rstrip()}"
 
 
 # ---------------------------------------------------------------------------------------------- the plug-in
@@ -261,24 +239,12 @@ class Notebook(IPyNbFile):
         self.profile = tempfile.TemporaryDirectory()  # the user's own of IPython may show every line's value
         os.environ["IPYTHONDIR"] = self.profile.name
         super().setup()
-        self.kernel.await_reply = partial(_await_reply, self.kernel, self.kernel.await_reply)
 
     def collect(self) -> Iterator["Cell"]:
         """Collect one test a code cell."""
         for cell in super().collect():
             yield Cell.from_parent(self, name=cell.name, cell_num=cell.cell_num, cell=cell.cell,
                                    options=cell.options)
-
-
-def _await_reply(kernel: RunningKernel, wait: Callable[..., None], msg_id: str, timeout: float) -> None:
-    """Wait for a reply as long as the kernel lives; nbval waits for that of a dead one too."""
-    for _ in range(int(timeout)):
-        try:
-            return wait(msg_id, timeout=1)
-        except Empty:
-            if not kernel.is_alive():
-                raise RuntimeError("the kernel died, out of memory?") from None
-    raise Empty
 
 
 class Cell(IPyNbCell):
@@ -343,18 +309,18 @@ def record(path: Path) -> None:
     Raises
     ------
     ValueError
-        If it is no notebook, its exercises are malformed or a cell stopped; the file is as it was then.
+        If its exercises are malformed or a cell stopped; the file is as it was then.
     """
-    # imported here because both import torch, which a plain run of pytest need not wait for
+    # imported here because both take seconds, which a plain run of pytest need not wait for
     from genailab_helpers.checkpoints import whole_file
+    from genailab_helpers.commands.lessons import execute
     from genailab_helpers.lessons.exercises import refresh_stubs
 
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        refresh_stubs(notebook)
-        _run(notebook, str(path.parent))
-    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path}: not recorded: {str(error).partition(chr(10))[0]}") from error
+    notebook = nbformat.read(path, as_version=4)
+    refresh_stubs(notebook)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a graphics card rounds otherwise
+    if error := execute(notebook, path.parent, path.stem):
+        raise ValueError(f"{path}: not recorded, stopped in {error}")
     _normalise(notebook)
     if samples := _samples(notebook, path.parent):
         notebook.metadata["samples"] = samples
@@ -389,25 +355,6 @@ def _samples(notebook: NotebookNode, folder: Path) -> dict[str, str]:
     return found
 
 
-def _run(notebook: NotebookNode, folder: str) -> None:
-    """Run a notebook as the comparison does: on this Python, without graphics cards."""
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    kernel = AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME,
-                                kernel_spec_manager=NbvalKernelspecManager())
-    client = NotebookClient(notebook, kernel, record_timing=False, resources={"metadata": {"path": folder}})
-    try:
-        with tempfile.TemporaryDirectory() as os.environ["IPYTHONDIR"]:
-            client.execute(cleanup_kc=True, stderr=subprocess.DEVNULL)  # its own log
-    except CellExecutionError as error:
-        number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
-        raise ValueError(f"code cell {number} stopped with {error.ename}: {error.evalue}") from error
-    except DeadKernelError as error:
-        raise ValueError("the kernel died, out of memory?") from error
-
-
 def _normalise(notebook: NotebookNode) -> None:
     """Take out what differs from run to run and from machine to machine."""
     notebook.metadata = nbformat.from_dict({
@@ -428,17 +375,16 @@ def _normalise(notebook: NotebookNode) -> None:
 def _merge_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
     """Join consecutive outputs of one stream, which arrive in pieces of random length."""
     merged: list[NotebookNode] = []
-    for name, group in itertools.groupby(outputs, key=lambda output: output.get("name")):
-        pieces = list(group)
-        if name:
-            pieces[0].text = "".join(piece.text for piece in pieces)
-            del pieces[1:]
-        merged += pieces
+    for output in outputs:
+        if merged and output.get("name") and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
     return merged
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `record NOTEBOOK...`; return the exit status, 2 if a notebook could not be recorded."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `record NOTEBOOK...`; ends with status 2 at the first that cannot be recorded."""
     parser = argparse.ArgumentParser(prog="python -m genailab_helpers.nbregression")
     parser.add_argument("command", choices=["record"], help="run notebooks and write the reference")
     parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
@@ -446,11 +392,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             record(path)
         except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+            parser.error(str(error))
         print(f"recorded {path}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -88,9 +88,8 @@ def check_img_size(img_size: int, minimum: int = MIN_SIDE) -> int:
 
 def check_images(images: Tensor) -> None:
     """Raise a ValueError unless `images` is a float32 batch (N, 1, H, W), N >= 1, of values in [-1, 1]."""
-    dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
-    if not isinstance(images, Tensor) or dtype != torch.float32 or shape[1:2] != (1,) or len(shape) != 4 or (
-            images.numel() == 0):
+    shape, dtype = tuple(getattr(images, "shape", ())), getattr(images, "dtype", None)
+    if dtype != torch.float32 or len(shape) != 4 or shape[1:2] != (1,) or 0 in shape:
         raise ValueError(f"images: expected the shape (N, 1, H, W), float32 in [-1, 1], got {shape} {dtype} "
                          f"in a {type(images).__name__}; stack single images, take one channel of colours")
     low, high = (float(v) for v in images.aminmax())
@@ -204,7 +203,6 @@ def inspect_radiograph(path: str | Path) -> FileProperties:
     UnreadableRadiographError
         If there is no header that can be read. That the pixels can be read is not checked.
     """
-    path = Path(path)
     with _one_clear_line(path):
         if not is_dicom(path):
             with open_image(path) as image:
@@ -245,9 +243,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     UnreadableRadiographError
         If it is none, or an error of any kind is met while it is open.
     """
-    path = Path(path)
     # opened as a stream: Pillow maps a file that it knows by name, and dies with it if that is cut meanwhile
-    with _one_clear_line(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with _one_clear_line(path), open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
         _check_size(path, *image.size)
         # an MPO file is a photograph with a small copy of it
         _refuse(path, (getattr(image, "is_animated", False) and image.format != "MPO",
@@ -263,8 +260,7 @@ def read_dicom(path: str | Path, pixels: bool = False) -> Any:
     UnreadableRadiographError
         If that fails, or the file is deflated: nothing bounds the memory that it takes.
     """
-    with _one_clear_line(Path(path)):
-        _refuse(path, (not is_dicom(path), "no DICOM file"))
+    with _one_clear_line(path):
         import pydicom
 
         meta = pydicom.filereader.read_file_meta_info(path)
@@ -279,10 +275,10 @@ def _refuse(path: str | Path, *faults: tuple[bool, str]) -> None:
             raise UnreadableRadiographError(path, reason)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    size, limit = f"{width} x {height} px", f"more than {MAX_PIXELS // 10**6} million"
+def _check_size(path: str | Path, width: int, height: int) -> None:
+    size = f"{width} x {height} px"
     _refuse(path, (min(width, height) < MIN_SIDE, f"{size}; a radiograph has at least {MIN_SIDE} px a side"),
-            (width * height > MAX_PIXELS, f"{size}, {limit}: too many pixels for a radiograph"))
+            (width * height > MAX_PIXELS, f"{size}, above {MAX_PIXELS:,}: too many pixels for a radiograph"))
 
 
 def _turn(width: int, height: int) -> AbstractContextManager[Any]:
@@ -291,49 +287,43 @@ def _turn(width: int, height: int) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _one_clear_line(path: Path) -> Iterator[None]:
+def _one_clear_line(path: str | Path) -> Iterator[None]:
     """Turn whatever goes wrong into one UnreadableRadiographError; oddities of what is read are no warning.
 
     Damaged bytes surface as nearly any error of Pillow, zlib, struct or pydicom. What pydicom says of them is
     not passed on: it quotes the header, which may name somebody.
     """
     try:
-        _refuse(path, (os.path.isdir(path), "a folder; expected one image"),
-                (not os.path.exists(path), "no such file"),
-                (not os.path.isfile(path), "a pipe or a device; expected a file"))
+        _refuse(path, (os.path.exists(path) and not os.path.isfile(path),
+                       "a folder, a pipe or a device; expected one image"))
         with warnings.catch_warnings(action="ignore"):
             yield
     except (UnreadableRadiographError, MemoryError):
         raise
     except Exception as error:
-        start = _first_bytes(path, 16)
-        kind = next((kind for kind, first in _KINDS.items() if re.match(first, start, re.DOTALL)), "")
-        said = type(error).__name__ if is_dicom(path) or not str(error) else " ".join(str(error).split())
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = next(reason for holds, reason in [
-            (isinstance(error, PermissionError), "may not be read; check the permissions of the file"),
-            (path.name.startswith(("._", ".DS_Store")), "a system file of macOS; it can be deleted"),
-            (not start, "empty, 0 bytes; get the file again"),
-            (isinstance(error, ImportError), f"a DICOM file; reading those needs {_DICOM_HINT}"),
-            ("missing dependencies" in str(error), f"DICOM in a compression that cannot be undone here; "
-             f"store it without, or for JPEG 2000: {_DICOM_HINT}"),
-            (unknown and kind, f"{kind}, but damaged or of a kind that is not read; store it as grey PNG"),
-            (unknown, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"),
-            (isinstance(error, Image.DecompressionBombError), f"too many pixels for a radiograph ({said})"),
-            (True, f"damaged or incomplete ({said}); get the file again")] if holds)
+        if isinstance(error, ImportError) or "missing dependencies" in str(error):
+            reason = f"a DICOM file; reading those needs {_DICOM_HINT}"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif isinstance(error, Image.UnidentifiedImageError):
+            start = _first_bytes(path, 16)
+            kinds = [kind for kind, first in _KINDS.items() if re.match(first, start, re.DOTALL)]
+            reason = f"{kinds[0]}, but damaged or of a kind that is not read; store it as grey PNG" if kinds \
+                else "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM by its content"
+        else:
+            said = "" if is_dicom(path) else " ".join(str(error).split())
+            reason = f"damaged or incomplete ({said or type(error).__name__}); get the file again"
         raise UnreadableRadiographError(path, reason) from error
 
 
 def brightest_undeclared(path: str | Path) -> float:
     """Return the brightest pixel of a file of 9 to 16 bits that does not say how many; 0 of others."""
-    try:
-        with open_image(path) as image, _turn(*image.size):
-            if not image.mode.startswith(("I", "F")) or _significant_bits(Path(path)):
-                return 0.0
+    with suppress(UnreadableRadiographError), open_image(path) as image, _turn(*image.size):
+        if image.mode.startswith(("I", "F")) and not _significant_bits(path):
             values = np.asarray(image)
-            return float(values.max()) if values.min() >= 0 and _UNIT < values.max() < 2**16 else 0.0
-    except UnreadableRadiographError:  # whoever reads it says so
-        return 0.0
+            if values.min() >= 0 and _UNIT < values.max() < 2**16:
+                return float(values.max())
+    return 0.0  # of an unreadable one too: whoever reads it says so
 
 
 def smallest_bit_depth(brightest: float) -> int:
@@ -341,9 +331,9 @@ def smallest_bit_depth(brightest: float) -> int:
     return next(bits for bits in BIT_DEPTHS if brightest <= 2**bits - 1)
 
 
-def _significant_bits(path: Path) -> int | None:
+def _significant_bits(path: str | Path) -> int | None:
     """Return what the chunk sBIT of a PNG file says (PNG specification, 11.3.2.7), which Pillow drops."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         head = file.read(2**16).partition(b"IDAT")[0]
     found = re.match(rb"\x89PNG\r\n\x1a\n.*?\0\0\0[\1-\4]sBIT(.)", head, re.DOTALL)
     return found[1][0] or None if found else None
@@ -430,15 +420,8 @@ def _to_unit_scale(values: np.ndarray, declared: int | None,
             bits = 16 if declared else smallest_bit_depth(highest)
         guessed = 16 if declared or bit_depth else bits
         black, white = 0.0, 2.0**bits - 1
-    unit = np.empty(values.shape, np.float32)
-    for rows in _strips(values):
-        unit[rows] = ((values[rows].astype(np.float64) - black) / max(white - black, 1e-12)).clip(0, 1)
-    return unit, guessed
-
-
-def _strips(values: np.ndarray) -> Iterator[slice]:
-    """Yield slices of rows: what is computed in float64 must not need it for a whole image at once."""
-    return (slice(start, start + 256) for start in range(0, len(values), 256))
+    unit = (values.astype(np.float64) - black) / max(white - black, 1e-12)
+    return unit.clip(0, 1).astype(np.float32), guessed
 
 
 def _code(value: object) -> str:
@@ -451,26 +434,22 @@ def _read_dicom(path: Path) -> Image.Image:
     """Read a projection radiograph in DICOM: an image of mode F in [0, 1]."""
     film = read_dicom(path, pixels=True)
     modality, photometric = film.get("Modality") or "", _code(film.get("PhotometricInterpretation"))
-    frames = int(film.get("NumberOfFrames") or 1)
     _refuse(path, (modality not in _PROJECTION_MODALITIES,
                    f"DICOM of modality {_code(modality)}; expected one such as CR or DX"),
-            (bool(film.dir("FloatPixelData")), "DICOM with float pixels; expected whole numbers"),
-            ("PixelData" not in film, "DICOM without pixels"),
+            ("PixelData" not in film, "DICOM without pixels, or with float pixels"),
             (photometric[:-1] != "MONOCHROME", f"DICOM with {photometric} pixels; expected grey ones"),
-            (frames > 1, f"DICOM with {frames} frames; expected a single image"))
+            (int(film.get("NumberOfFrames") or 1) > 1, "DICOM with several frames; expected a single image"))
     _check_size(path, film.Columns, film.Rows)
     _fill_void_fields(film)
     with _turn(film.Columns, film.Rows):
         stored = film.pixel_array
-        unit = np.empty(stored.shape, np.float32)
-        padding = film.get("PixelPaddingValue", np.inf)
-        low, high = sorted((padding, film.get("PixelPaddingRangeLimit", padding)))
-        for rows in _strips(stored):
-            values, black, white = _apply_voi(film, stored[rows])
-            _refuse(path, (not 0 < abs(white - black) < np.inf, "DICOM; its grey scale has no width"))
-            black, white = (white, black) if photometric == "MONOCHROME1" else (black, white)
-            padded = (stored[rows] >= low) & (stored[rows] <= high)
-            unit[rows] = np.where(padded, 0, (values - black) / (white - black))
+        values, black, white = _apply_voi(film, stored)
+        _refuse(path, (not 0 < abs(white - black) < np.inf, "DICOM; its grey scale has no width"))
+        black, white = (white, black) if photometric == "MONOCHROME1" else (black, white)
+        unit = ((values - black) / (white - black)).astype(np.float32)
+    padding = film.get("PixelPaddingValue", np.inf)
+    low, high = sorted((padding, film.get("PixelPaddingRangeLimit", padding)))
+    unit[(stored >= low) & (stored <= high)] = 0
     _refuse(path, (not (unit.min() > -.01 and unit.max() < 1.01),  # true for NaN, too
                    "DICOM with pixels outside of the scale that its header gives"))
     return Image.fromarray(unit)

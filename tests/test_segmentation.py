@@ -144,7 +144,7 @@ def test_a_model_is_the_same_after_it_was_written_and_read(tiny, tmp_path):
     ({"kind": "classifier", "img_size": 32}, 0, "holds no lung segmenter"),
     ({"kind": "lung_segmenter", "img_size": 40}, 0, "holds no lung segmenter"),
     ({"kind": "lung_segmenter", "img_size": 2**20}, 0, "holds no lung segmenter"),
-    ([], 0, "its header has no readable recipe"),
+    ([], 0, "no safetensors file with a recipe"),
     ({"kind": "lung_segmenter", "img_size": 32}, 0, "first difference at"),
     ({"kind": "lung_segmenter", "img_size": 32}, float("nan"), "not finite")])
 def test_what_is_no_such_model_is_refused(tiny, tmp_path, recipe, weights, says):
@@ -193,7 +193,7 @@ def test_no_input_is_written_over_and_no_mask_twice(genailab, pngs, tmp_path):
     assert pngs[0].read_bytes() == before
     pngs[0].rename(pngs[0].with_suffix(".jpg"))
     both = (pngs[0].with_suffix(".jpg"), pngs[1].rename(pngs[0].with_suffix(".jpeg")))
-    assert "0.jpeg: a second 0" in genailab.refuse("segment", *both, "--output", tmp_path / "masks")
+    assert "2 radiographs are called 0" in genailab.refuse("segment", *both, "--output", tmp_path / "masks")
     assert "expected the radiographs" in genailab.refuse("segment", SHIPPED)
     assert "no such checkpoint" in genailab.refuse("segment", tmp_path / "absent.safetensors", pngs[2])
 

@@ -17,16 +17,12 @@ from genailab_helpers.commands.options import complain
 app = typer.Typer(help="GenAI Lab: notebook lessons on medical-imaging AI. Not for diagnosis.",
                   add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 train_app = typer.Typer(help="Train a model and write it to a folder.", no_args_is_help=True)
-app.command()(lessons.run)
-app.command()(diffusion.sample)
-app.command()(diffusion.evaluate)
-app.command()(classification.grade)
-app.command()(classification.classify)
-app.command()(segmentation.segment)
-train_app.command("diffusion")(diffusion.train)
-train_app.command("grader")(classification.train_grader)
-train_app.command("classifier")(classification.train_classes)
-train_app.command("segmenter")(segmentation.train)
+for command in (lessons.run, diffusion.sample, diffusion.evaluate, classification.grade,
+                classification.classify, segmentation.segment):
+    app.command()(command)
+for name, training in (("diffusion", diffusion.train), ("grader", classification.train_grader),
+                       ("classifier", classification.train_classes), ("segmenter", segmentation.train)):
+    train_app.command(name)(training)
 app.add_typer(train_app, name="train")
 app.add_typer(data.app, name="data")
 

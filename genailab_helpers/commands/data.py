@@ -115,9 +115,6 @@ def download(name: _Set = None, kaggle: _Kaggle = None, output: Output = Path("r
     """Get a public set and check its counts against its card; for spine, say how to get such images."""
     from genailab_helpers.datasets import download as sets
 
-    if name in sets.CARDS and name not in sets.DOWNLOADS:
-        echo(sets.cards(name))
-        raise ValueError(f"{name}: has to be fetched by hand; the steps stand above")
     echo(sets.download(name, output, kaggle, file))
 
 

@@ -40,6 +40,7 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
     from torch.utils.data import DataLoader
 
     from genailab_helpers.checkpoints import join_processes, load_checkpoint
+    from genailab_helpers.diffusion.datasets import ChestXRayDataset, SyntheticXRayDataset
     from genailab_helpers.diffusion.denoiser import save_denoiser
     from genailab_helpers.diffusion.training import train_image_diffusion
 
@@ -49,7 +50,9 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
         n_steps = DEFAULT_STEPS
     processes = join_processes()
     with processes.main_process_first():  # the others find images and run where the first has put them
-        images = _training_images(data, img_size, seed)
+        images: Any = (SyntheticXRayDataset(N_PHANTOMS, img_size, seed, labels=True) if data == SYNTHETIC
+                       else ChestXRayDataset(data, img_size, labels=True))
+        images.labels = len(images.classes) > 1
         classes = {name: images.targets.count(label) for label, name in enumerate(images.classes)}
         recipe = {"data": data, "img_size": img_size, "classes": classes, "n_steps": n_steps,
                   "minutes": minutes, "seed": seed, "batch_size": batch_size}
@@ -63,54 +66,44 @@ def train(data: _Data, img_size: _Size = 64, n_steps: _Steps = None, minutes: Mi
                                           num_classes=len(classes) if images.labels else None)
     processes.wait_for_everyone()
     processes.destroy_process_group()  # else the one that ends first may take the others with it
-    if not processes.is_main_process:
-        return
-    if not (output / MODEL).exists():
-        seconds = load_checkpoint(output / STATE).recipe["progress"]["seconds"]
+    if processes.is_main_process:
+        a_step = load_checkpoint(output / STATE).recipe["progress"]["seconds"] / len(losses)
+        loss = round(sum(losses[-100:]) / len(losses[-100:]), 4)
         recipe |= {"processes": processes.num_processes, "steps": len(losses),
-                   "seconds_a_step": round(seconds / len(losses), 3),
-                   "mean_of_last_100_losses": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+                   "seconds_a_step": round(a_step, 3), "mean_of_last_100_losses": loss,
                    "date": datetime.now(UTC).date().isoformat()}
         write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
         told = recipe | {"data": Path(data).name}  # a model that travels names no folder of this machine
         save_denoiser(output / MODEL, model, {"run": told}, half=True)  # last: it says that all is there
-    done = _read_recipe(output)
-    echo(f"{done['steps']} steps, {done['seconds_a_step']} s a step, loss {done['mean_of_last_100_losses']} "
-         f"(1: the best linear estimate)\nLook at {output}; sample images with: genailab sample {output}")
-
-
-def _training_images(data: str, img_size: int, seed: int) -> Any:
-    """Give the images, with labels where there are several classes."""
-    from genailab_helpers.diffusion.datasets import ChestXRayDataset, SyntheticXRayDataset
-
-    images = (SyntheticXRayDataset(N_PHANTOMS, img_size, seed, labels=True) if data == SYNTHETIC
-              else ChestXRayDataset(data, img_size, labels=True))
-    images.labels = len(images.classes) > 1
-    return images
+        echo(f"{len(losses)} steps, {a_step:.3f} s a step, loss {loss} (1: the best linear estimate)\n"
+             f"Look at {output}; sample images with: genailab sample {output}")
 
 
 def _open_run(output: Path, recipe: dict[str, Any]) -> None:
     """Begin a run, or check that the one in the folder is the same."""
-    from genailab_helpers.checkpoints import first_difference
+    from genailab_helpers.checkpoints import first_difference, holds_files
 
     if (output / RECIPE).exists():
         if difference := first_difference(_read_recipe(output), recipe):
             raise ValueError(f"{output}: holds another run ({difference}); choose another --output")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        return
+    if holds_files(output):
         raise FileExistsError(f"{output}: expected a new or empty folder, or a run to go on with; "
                               "choose another --output")
-    else:
-        write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
+    write_text(output / RECIPE, json.dumps(recipe, indent=2) + "\n")
 
 
-def _read_recipe(folder: Path) -> dict[str, Any]:
+def _read_recipe(folder: Path, n_classes: int | None = None) -> dict[str, Any]:
     """Read the recipe of a run; its classes become names of folders, so they are checked."""
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         recipe = json.loads((folder / RECIPE).read_bytes())
-        if all(Path(name).name == name and name.strip(".") and "\0" not in name and 0 <= n < 2**40
-               for name, n in recipe["classes"].items()) and any(recipe["classes"].values()):
+        counts = recipe["classes"]
+        if n_classes in (None, len(counts)) and any(counts.values()) and all(
+                Path(name).name == name and name.strip(".") and "\0" not in name and 0 <= n < 2**40
+                for name, n in counts.items()):
             return recipe
-    raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts; train again")
+    raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts, as many as the "
+                     "model knows; train again")
 
 
 def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("build/samples"),
@@ -127,32 +120,26 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, load_denoiser
     from genailab_helpers.diffusion.sampling import generate
 
-    if not (run_folder / MODEL).is_file():
-        raise FileNotFoundError(f"{run_folder / MODEL}: not found; expected a run of `genailab train "
-                                "diffusion`; one that has not ended goes on with the same command")
     denoiser = load_denoiser(run_folder / MODEL)
     if denoiser.num_classes is None and guidance != 1:
         raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")
-    classes = _read_recipe(run_folder)["classes"]  # in the order of the labels
-    if len(classes) != (denoiser.num_classes or 1):
-        raise ValueError(f"{run_folder}: {RECIPE} names {len(classes)} classes, {MODEL} knows "
-                         f"{denoiser.num_classes or 1}; train again")
+    classes = _read_recipe(run_folder, denoiser.num_classes or 1)["classes"]  # in the order of the labels
     up_to = np.cumsum(list(classes.values()))
     labels = np.searchsorted(up_to, (np.arange(n_samples) + 0.5) * up_to[-1] / n_samples, side="right")
     told = torch.from_numpy(labels) if denoiser.num_classes else None
-    batches = generate(denoiser.to(choose_device()), n_samples, seed=seed, guidance=guidance, labels=told,
-                       linear_above=LINEAR_ABOVE)
-    images = (image for batch in batches for image in ((batch[:, 0] + 1) * 127.5).round().byte().cpu())
-    on_sheet, sheet = set(np.linspace(0, n_samples - 1, SHOWN).round().astype(int).tolist()), []
-    digits, mark = max(4, len(str(n_samples))), mark_synthetic(f"diffusion model, seed {seed}")
+    mark = mark_synthetic(f"diffusion model, seed {seed}")
     with whole_folder(output) as folder:
-        for i, image in enumerate(tqdm(images, total=n_samples, desc="sampling", unit="image")):
-            path = folder / "films" / list(classes)[labels[i]] / f"generated_{i + 1:0{digits}d}.png"
+        batches = generate(denoiser.to(choose_device()), n_samples, seed=seed, guidance=guidance, labels=told,
+                           linear_above=LINEAR_ABOVE)
+        images = torch.cat([((batch[:, 0] + 1) * 127.5).round().byte().cpu()
+                            for batch in tqdm(batches, desc="sampling", unit="batch")])
+        for i, (image, label) in enumerate(zip(images, labels, strict=True), 1):
+            path = folder / "films" / list(classes)[label] / f"generated_{i:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.numpy()).save(path, pnginfo=mark)
-            sheet += [image] * (i in on_sheet)
-        n_columns = int(np.ceil(np.sqrt(len(sheet) * 4 / 3)))  # about three rows for four columns
-        Image.fromarray(make_grid(torch.stack(sheet)[:, None], n_columns, padding=0)[0].numpy()).save(
+        shown = images[np.unique(np.linspace(0, n_samples - 1, SHOWN).round().astype(int))]
+        n_columns = int(np.ceil(np.sqrt(len(shown) * 4 / 3)))  # about three rows for four columns
+        Image.fromarray(make_grid(shown[:, None], n_columns, padding=0)[0].numpy()).save(
             folder / CONTACT_SHEET, pnginfo=mark)
     echo(f"Look at {output / CONTACT_SHEET}; the images are in {output / 'films'}")
 
@@ -161,7 +148,6 @@ def evaluate(generated: _Generated, real: _Real, train: _Train = None) -> None:
     """Judge generated images against real ones, beside copies, a collapse, and real against real."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    from genailab_helpers import features
     from genailab_helpers.diffusion import evaluation
 
     made, _ = _read_images(generated)
@@ -176,20 +162,13 @@ def evaluate(generated: _Generated, real: _Real, train: _Train = None) -> None:
         echo(f"No --train: {real} is split by patient, {len(shown)} images stand in for those of the "
              f"training, {len(reference)} are held out. Copies of training images cannot be seen so.")
     echo(evaluation.evaluate(made, shown, reference))
-    plain = evaluation.frechet_distance(features.lite0_features(made), features.lite0_features(held_out))
-    echo(f"plain Fréchet distance, all {len(made)} generated against all {len(held_out)} real images: "
-         f"{plain:.1f}")
-
 
 def _read_images(folder: Path, img_size: int | None = None) -> "tuple[Tensor, list[str]]":
     """Read the images of a folder and name their patients; without a size, in the size of the first one."""
     from genailab_helpers import radiographs
     from genailab_helpers.datasets import folders, index
 
-    table = index.index_images(folder)
-    table = table[table.index != CONTACT_SHEET]
-    if table.empty:
-        raise ValueError(f"{folder}: holds {CONTACT_SHEET} alone; expected a folder of images")
+    table = index.index_images(folder).drop(CONTACT_SHEET, errors="ignore")
     size = img_size or radiographs.read_radiograph(table["path"].iloc[0], bit_depth=16).shape[-1]
     images, kept = folders.read_images(table, size)
     return images, kept["patient"].tolist()

@@ -1,11 +1,16 @@
-"""What several commands share: options, names of files, one line on stderr, a text written whole."""
+"""What several commands share: options, names of files, reading radiographs, one line on stderr."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option, echo
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 RECIPE, MODEL = "recipe.json", "model.safetensors"  # what the folder of a training holds
+NOT_FOR_DIAGNOSIS = "Not for diagnosis: a model of a lesson, tested on no patient of yours."
 
 Output = Annotated[Path, Option(help="New or empty folder; `train diffusion` goes on with its own run.")]
 Table = Annotated[Path | None, Option(help="CSV that names files, and class and patient where it has them.")]
@@ -25,3 +30,15 @@ def write_text(path: Path, text: str) -> None:
 
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def readable(files: list[Path], img_size: int | None = None,
+             bit_depth: int | None = None) -> "Iterator[tuple[Path, Tensor]]":
+    """Read radiographs one after the other; say of each that cannot be read why."""
+    from genailab_helpers.radiographs import UnreadableRadiographError, read_radiograph
+
+    for file in files:
+        try:
+            yield file, read_radiograph(file, img_size, bit_depth)
+        except UnreadableRadiographError as error:
+            complain(error)

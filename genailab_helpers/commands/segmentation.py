@@ -1,13 +1,12 @@
 """`genailab train segmenter`, `segment`. What a command needs is imported inside it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Exit, Option, echo
 
-from genailab_helpers.commands.options import MODEL, Output, Seed, complain
-
-NOT_FOR_DIAGNOSIS = "Not for diagnosis: a model of a lesson, trained on phantoms alone."
+from genailab_helpers.commands.options import MODEL, NOT_FOR_DIAGNOSIS, Output, Seed, readable
 
 _Steps = Annotated[int, Option(min=1, help="Batches to train on.")]
 _Phantoms = Annotated[int, Option(min=1, help="Phantoms to render.")]
@@ -28,9 +27,8 @@ def train(output: Output = Path("build/segmenter"), n_steps: _Steps = 1800, img_
         model, losses = train_segmenter(n_steps, img_size, n_samples, seed)
         run = {"n_steps": n_steps, "n_samples": n_samples, "seed": seed}
         save_segmenter(folder / MODEL, model, run=run)
-    last = losses[-100:]
-    echo(f"{len(losses)} steps, mean loss of the last {len(last)} {sum(last) / len(last):.3f}\n"
-         f"{NOT_FOR_DIAGNOSIS} Use the model with: genailab segment {output} FILE...")
+    echo(f"{len(losses)} steps, last loss {losses[-1]:.3f}\n{NOT_FOR_DIAGNOSIS} "
+         f"Use the model with: genailab segment {output} FILE...")
 
 
 def segment(files: _Files, output: _Masks = Path("build/masks")) -> None:
@@ -38,7 +36,6 @@ def segment(files: _Files, output: _Masks = Path("build/masks")) -> None:
     from PIL import Image
 
     from genailab_helpers.checkpoints import whole_folder
-    from genailab_helpers.radiographs import UnreadableRadiographError, read_radiograph
     from genailab_helpers.segmentation import SHIPPED, load_segmenter
 
     named = files[0].is_dir() or files[0].suffix == ".safetensors"
@@ -46,21 +43,16 @@ def segment(files: _Files, output: _Masks = Path("build/masks")) -> None:
     segmenter = load_segmenter(model / MODEL if model.is_dir() else model)
     if not files:
         raise ValueError(f"{model}: a model alone; expected the radiographs after it")
-    stems = [file.stem for file in files]
-    if twice := [file for i, file in enumerate(files) if file.stem in stems[:i]]:
-        raise ValueError(f"{twice[0]}: a second {twice[0].stem}; expected one of each name, since a mask has "
-                         "the name of its radiograph; run it apart, with another --output")
+    [(name, n_files)] = Counter(file.stem for file in files).most_common(1)
+    if n_files > 1:
+        raise ValueError(f"{n_files} radiographs are called {name}; expected one of each name, since a mask "
+                         "has that of its radiograph; run them apart, with another --output")
     with whole_folder(output) as folder:
-        for file in files:
-            try:
-                lungs = segmenter.predict(read_radiograph(file)[None])[0]
-            except UnreadableRadiographError as error:
-                complain(error)
-                continue
+        for file, image in readable(files):
+            lungs = segmenter.predict(image[None])[0]
             Image.fromarray(lungs.numpy()).save(folder / f"{file.stem}.png")
             echo(f"{file}: lungs cover {lungs.float().mean():.0%} of the image")
         if not (n_masks := len(list(folder.iterdir()))):
             raise Exit(1)
     echo(f"{n_masks} masks in {output}. {NOT_FOR_DIAGNOSIS}")
-    if n_masks < len(files):
-        raise Exit(1)
+    raise Exit(int(n_masks < len(files)))

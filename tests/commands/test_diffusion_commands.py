@@ -17,9 +17,7 @@ from genailab_helpers.commands import diffusion
 from genailab_helpers.diffusion import denoiser, evaluation
 from genailab_helpers.diffusion.denoiser import load_denoiser
 from genailab_helpers.diffusion.sampling import sample_heun
-from genailab_helpers.features import lite0_features
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
-from genailab_helpers.radiographs import read_radiograph
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -68,8 +66,8 @@ def test_a_recipe_of_other_classes_than_the_models_is_refused(trained: Path, tmp
                                                               genailab) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / RECIPE).write_text(json.dumps(recipe_of(run) | {"classes": {"Normal": 24}}))
-    assert "names 1 classes, model.safetensors knows 2" in genailab.refuse(
-        "sample", run, "--output", tmp_path / "new")
+    line = genailab.refuse("sample", run, "--output", tmp_path / "new")
+    assert "recipe.json: expected classes that can be folders, with counts, as many as the model" in line
 
 
 def recipe_of(run: Path) -> dict:
@@ -185,8 +183,8 @@ def test_a_contact_sheet_shows_some_of_many_images(trained: Path, tmp_path: Path
     assert Image.open(tmp_path / "sampled" / SHEET).size == (3 * 16, 2 * 16)
 
 
-def test_evaluate_prints_table_and_plain_distance(tmp_path: Path, genailab) -> None:
-    generated = write_images(tmp_path / "generated" / "films", 24, seed=1)
+def test_evaluate_prints_a_table(tmp_path: Path, genailab) -> None:
+    write_images(tmp_path / "generated" / "films", 24, seed=1)
     Image.new("L", (400, 300)).save(tmp_path / "generated" / SHEET)  # is no radiograph
     real = write_images(tmp_path / "real", 48, seed=2)
     out = genailab.run("evaluate", tmp_path / "generated", real)
@@ -194,9 +192,6 @@ def test_evaluate_prints_table_and_plain_distance(tmp_path: Path, genailab) -> N
     assert "24 images stand in" in out
     assert "24 are held out" in out
     assert re.search(r"^frechet( +[\d.]+ \[[\d., ]+\]){4}$", out, re.MULTILINE)
-    a, b = (lite0_features(torch.stack([read_radiograph(path, 16) for path in sorted(folder.iterdir())]))
-            for folder in (generated, real))
-    assert f"all 24 generated against all 48 real images: {evaluation.frechet_distance(a, b):.1f}" in out
 
 
 def test_evaluate_finds_copies_of_the_named_training_images(tmp_path: Path, genailab) -> None:
@@ -235,8 +230,8 @@ def test_evaluate_splits_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("some: expected a new or empty folder", "train diffusion --data some --output some"),
     ("n_steps is 3 in the file and 4 here",
      "train diffusion --data IMAGES --img-size 16 --n-steps 4 --output TRAINED"),
-    ("not found; expected a run of", "sample absent --output new"),
-    ("has not ended", "sample unfinished --output new"),
+    ("absent/model.safetensors: there is no such checkpoint", "sample absent --output new"),
+    ("unfinished/model.safetensors: there is no such checkpoint", "sample unfinished --output new"),
     ("truncated", "sample broken --output new"),
     ("expected a new or empty folder", "sample TRAINED --output some"),
     ("no such folder", "evaluate absent some"),

@@ -122,7 +122,7 @@ def test_many_bad_images_are_named_in_one_short_warning(tmp_path, put):
     with pytest.warns(UserWarning, match="9 of 10 images .*bad0.*bad1.*bad2.*and 6 more$") as warned:
         read_images(table, 32, on_unreadable="skip")
     assert len(warned) == 1
-    with pytest.raises(ValueError, match=r"none of 9 images can be read; the first: .*bad0\.png: empty"):
+    with pytest.raises(ValueError, match=r"none of 9 images can be read; the first: .*bad0\.png: neither"):
         read_images(table.drop(index="good.png"), 32, on_unreadable="skip")
 
 

@@ -239,28 +239,6 @@ def test_good_img_size_comes_back_as_int():
 
 # ---------------------------------------------------------------- DICOM
 
-def save_dicom(path: Path, pixels: np.ndarray | None, **tags: object) -> Path:
-    pydicom = pytest.importorskip("pydicom", reason='DICOM tests need pip install "genailab-helpers[dicom]"')
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # CR image storage
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
-    if pixels is not None:
-        data.Rows, data.Columns = pixels.shape[:2]
-        data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
-        data.PixelRepresentation = int(pixels.dtype.kind == "i")
-        data.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.HighBit = data.get("BitsStored", 8) - 1
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
 TWELVE = np.round(pattern() * 4095).astype(np.uint16)
 
 
@@ -282,11 +260,11 @@ TWELVE = np.round(pattern() * 4095).astype(np.uint16)
      1 / (1 + np.exp(-4 * (TWELVE - 2000.0) / 1000))),
 ], ids=["8 bit", "12 bit", "dark", "monochrome1", "rescale", "negative slope", "signed", "window",
         "first window", "sigmoid"])
-def test_dicom_scales(tmp_path, pixels, tags, unit):
+def test_dicom_scales(save_dicom, tmp_path, pixels, tags, unit):
     assert_read(save_dicom(tmp_path / "image", pixels, **tags), unit)
 
 
-def test_dicom_table_comes_before_the_window(tmp_path):
+def test_dicom_table_comes_before_the_window(save_dicom, tmp_path):
     pydicom = pytest.importorskip("pydicom")
     table = pydicom.Dataset()
     table.LUTDescriptor = [256, 0, 12]
@@ -305,18 +283,18 @@ def test_dicom_table_comes_before_the_window(tmp_path):
     (np.stack([bytes_of(pattern())] * 3, -1),
      {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0},
      "DICOM with RGB pixels; expected grey ones"),
-    (TWELVE, {"NumberOfFrames": 7}, "DICOM with 7 frames; expected a single"),
+    (TWELVE, {"NumberOfFrames": 7}, "DICOM with several frames; expected a single"),
     (TWELVE, {"PixelData": TWELVE.tobytes()[:-2000]}, "damaged or incomplete"),
     (TWELVE, {"RescaleSlope": "0", "RescaleIntercept": "5"}, "its grey scale has no width"),
     (TWELVE[:8], {}, "80 x 8 px; a radiograph has at least 16 px a side")])
-def test_dicom_that_is_no_radiograph(tmp_path, pixels, tags, reason):
+def test_dicom_that_is_no_radiograph(save_dicom, tmp_path, pixels, tags, reason):
     path = save_dicom(tmp_path / "image.dcm", pixels, **tags)
     with pytest.raises(UnreadableRadiographError, match="image.dcm: .*" + reason):
         read_radiograph(path)
 
 
 @pytest.mark.parametrize(("package", "compressed"), [("pydicom", False), ("pylibjpeg", True)])
-def test_a_missing_extra_says_what_brings_it(tmp_path, package, compressed):
+def test_a_missing_extra_says_what_brings_it(save_dicom, tmp_path, package, compressed):
     """In a fresh process in which the package cannot be imported (nor Pillow's JPEG 2000 decoder used)."""
     path = save_dicom(tmp_path / "image.dcm", TWELVE, BitsStored=12)
     if compressed:
@@ -390,7 +368,7 @@ def float_tiff_with_nan() -> bytes:
 
 
 BROKEN = {
-    "zero.png": (lambda: b"", "empty, 0 bytes"),
+    "zero.png": (lambda: b"", "neither PNG"),
     "text.png": (lambda: b"no picture, only words\n" * 9, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
     "page.jpg": (lambda: b"<!DOCTYPE html><html></html>", "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
     "image.dcm": (lambda: b"not DICOM" * 50, "neither PNG, JPEG, BMP, TIFF, WebP nor DICOM"),
@@ -403,11 +381,9 @@ BROKEN = {
     "sum.png": (png_with_bad_sum, "damaged or incomplete"),
     "lzw.tif": (tiff_cut_short, "damaged or incomplete"),
     "nan.tif": (float_tiff_with_nan, "infinite or not a number"),
-    "bomb.png": (bomb, "too many pixels for a radiograph"),
+    "bomb.png": (bomb, "damaged or incomplete .*pixels"),
     "dot.png": (lambda: small(1, 1), "1 x 1 px; a radiograph has at least 16 px a side"),
     "strip.png": (lambda: small(2000, 3), "2000 x 3 px; a radiograph has at least 16 px a side"),
-    "._image.png": (lambda: b"\x00\x05\x16\x07" + bytes(100), "a system file of macOS"),
-    ".DS_Store": (lambda: b"\x00\x00\x00\x01Bud1" + bytes(100), "a system file of macOS"),
 }
 
 
@@ -437,9 +413,9 @@ def test_an_image_that_makes_pillow_warn_is_read_in_silence(tmp_path, monkeypatc
 
 
 def test_a_folder_and_a_missing_file(tmp_path):
-    with pytest.raises(UnreadableRadiographError, match="a folder; expected one"):
+    with pytest.raises(UnreadableRadiographError, match="a folder, a pipe or a device; expected one"):
         read_radiograph(tmp_path)
-    with pytest.raises(UnreadableRadiographError, match="no such file"):
+    with pytest.raises(UnreadableRadiographError, match="No such file"):
         read_radiograph(tmp_path / "absent.png")
 
 
@@ -476,11 +452,10 @@ HARD_INPUTS = {  # shape of the image, or the reason why it is none: names, read
                 "la_half_alpha.png palette.png",
     (350, 374): "rgba_374x350_1-s2.0-S1684118220300682-main.pdf-003-b1.png",
     (391, 439): "rgba_439x391_1-s2.0-S1684118220300682-main.pdf-003-b2.png",
-    "a system file of macOS": ".DS_Store ._01-July-2019-1.jpg",
     "damaged or incomplete": "bad_crc.png header_only.jpeg truncated_50.jpeg truncated_60.png",
     "DICOM without pixels": "chrJapMulti.dcm emri_small_jpeg_2k_lossless_too_short.dcm",
     "at least 16 px a side": "one_pixel.png strip_2000x3.png",
-    "neither PNG": "text_as_png.png", "empty, 0 bytes": "zero_bytes.png",
+    "neither PNG": "text_as_png.png zero_bytes.png .DS_Store ._01-July-2019-1.jpg",
 }
 
 

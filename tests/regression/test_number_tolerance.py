@@ -51,9 +51,9 @@ def test_report_shows_line_old_new_and_tolerance() -> None:
     report = compare_text("step 1: 0.1\nstep 2: 0.25", "step 1: 0.1\nstep 2: 0.5")
     assert report is not None
     assert report.splitlines() == [
-        "number in line 2: old 0.25, new 0.5, relative difference 0.5, tolerance 0.001",
+        "line 2, old 0.25, new 0.5, relative difference 0.5, tolerance 0.001",
         "    old  step 2: 0.25", "    new  step 2: 0.5"]
 
 
 def test_report_finds_the_line_that_is_not_there() -> None:
-    assert compare_text("a\nb", "a") == "text in line 2\n    old  b\n    new  (no such line)"
+    assert compare_text("a\nb", "a") == "line 2, text\n    old  b\n    new  (no such line)"

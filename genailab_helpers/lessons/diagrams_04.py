@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from genailab_helpers.phantoms.spine import SIDE_CM, Body, SpineAnatomy, render_spines, sample_spines
+from genailab_helpers.phantoms.spine import SIDE_CM, SpineAnatomy, chain_of, render_spines, sample_spines
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE = sns.color_palette("colorblind", 5)
 _HEALTHY, _PIXELS = 6, 320  # a spine of seed 4 on which everything named can be seen; side of its image
@@ -34,12 +34,12 @@ def labelled_spine() -> Figure:
 
 def _places(anatomy: SpineAnatomy) -> dict[str, complex]:
     """Say where things lie, x + iy in cm: five to be named on the left, then four on the right."""
-    chain = Body(anatomy, 96).chain
-    middle, (rib_x, rib_y) = chain.centre[0].tolist(), chain.at(0, -0.3, -0.4)
-    pedicle, spinous = (complex(*map(float, chain.at(4, *point))) for point in ((0.5, -0.4), (3.6, 0.8)))
+    chain = chain_of(anatomy)
+    middle, rib = chain.centre[0].tolist(), complex(chain.at(0, -0.3, -0.4))
+    pedicle, spinous = (complex(chain.at(4, *point)) for point in ((0.5, -0.4), (3.6, 0.8)))
     return {
         "dome of the diaphragm": complex(-5.0, float(anatomy.dome_y) + 0.2),
-        "eleventh ribs": complex(float(rib_x) - 8.0, float(rib_y) + 8.7),
+        "eleventh ribs": complex(rib.real - 8.0, rib.imag + 8.7),
         "vertebral body (L3)": middle[4] - 0.6,
         "gas in the bowel": -8.0 + 1.0j,
         "iliac crest": complex(middle[7].real - 5.2, float(anatomy.hip_y) + 2.0),

@@ -341,7 +341,7 @@ def _trunk(a: ChestAnatomy, rays: Rays) -> Tensor:
 
 def _neck(a: ChestAnatomy, rays: Rays) -> Patch:
     """Neck, which widens into the shoulders."""
-    box, near = rays.within(-14.0, 14.0, bottom=-6.0)
+    box, near = rays.within((-14.0, 14.0), (-math.inf, -6.0))
     slope = (near.y + 20).clamp(0, 10.5)
     across = (near.x * (1 / (each(a.neck_width) + 0.07 * slope * slope))) ** 2
     below = (near.y + 10.5).clamp(min=0) * (1 / 4.2)
@@ -359,8 +359,7 @@ def _lungs(a: ChestAnatomy, rays: Rays, body: Tensor, displaced: Tensor) -> dict
     parts: dict[str, list[Patch]] = {"diaphragm": []}
     for side, name in enumerate(("right_lung", "left_lung")):
         base = a.diaphragm_y + a.dome_drop * side + a.dome_height[:, side]  # the costophrenic angle
-        left, right = (0.0, a.cage_width) if side else (-a.cage_width, 0.0)
-        box, near = rays.within(left, right, a.apex_y, base)
+        box, near = rays.within((0.0, _SIGN[side] * a.cage_width), (a.apex_y, base))
         x = _SIGN[side] * near.x
         above = ((near.y <= each(base)) & (near.y >= each(a.apex_y))).to(x.dtype)
         middle, half = _cage(a, near.y)
@@ -450,7 +449,7 @@ def _ribs(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
     """
     start = a.apex_y + a.rib_y
     lowest = start + 9 * a.rib_spacing + 2 * a.rib_drop.clamp(min=0) + 2.0
-    box, near = rays.within(-a.cage_width - 1.0, a.cage_width + 1.0, a.apex_y - 0.6, lowest)
+    box, near = rays.within((-a.cage_width - 1.0, a.cage_width + 1.0), (a.apex_y - 0.6, lowest))
     x, (middle, half) = near.x.abs(), _cage(a, near.y)
     squared_sine = (x * (1 / (middle + half + 0.25))) ** 2  # the inner border touches the pleura
     cosine, flank = half_chord(squared_sine), squared_sine**2
@@ -474,7 +473,7 @@ def _ribs(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
 
 def _spine(a: ChestAnatomy, rays: Rays) -> Patch:
     """Vertebral bodies with discs between, pedicles and spinous processes."""
-    box, near = rays.within(-1.9 - a.turn.abs(), 1.9 + a.turn.abs())
+    box, near = rays.within((-1.9 - a.turn.abs(), 1.9 + a.turn.abs()))
     height = each(a.vertebra_height)
     number = near.y * (1 / height)
     place = number - number.floor().detach()

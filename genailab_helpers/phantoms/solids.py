@@ -98,21 +98,26 @@ class Rays:
     x: Tensor
     y: Tensor
 
-    def within(self, left: Number, right: Number, top: Number = -math.inf,
-               bottom: Number = math.inf) -> tuple[Box, "Rays"]:
-        """Cut out the rows and columns in which some ray has left <= x <= right and top <= y <= bottom."""
-        ends = (torch.as_tensor(end).detach() for end in (left, right, top, bottom))
-        (least, greatest, y), (left, right, top, bottom) = self._reach, ends
-        columns = (greatest >= left.min() - _RIM) & (least <= right.max() + _RIM)
-        rows = (y >= top.min() - _RIM) & (y <= bottom.max() + _RIM)
-        box = slice(None), _span(rows.any(0)), _span(columns)
-        return box, Rays(self.x[box], self.y[:, box[1]])
+    def within(self, x: Sequence[Number], y: Sequence[Number] = (-math.inf, math.inf),
+               margin: Number = 0.0) -> tuple[Box, "Rays"]:
+        """Cut out the box, with a margin, of rows and columns that holds these places of all bodies."""
+        (left, right), (top, bottom) = _ends(x, margin), _ends(y, margin)
+        least, greatest, height = self._reach
+        rows = _span(((height >= top) & (height <= bottom)).any(0))
+        box = slice(None), rows, _span((greatest >= left) & (least <= right))
+        return box, Rays(self.x[box], self.y[:, rows])
 
     @cached_property
     def _reach(self) -> tuple[Tensor, Tensor, Tensor]:
         """Least and greatest x of each column (W,), and the height of each row (N, H)."""
         x = self.x.detach()
         return x.amin((0, 1)), x.amax((0, 1)), self.y.detach()[..., 0]
+
+
+@torch.no_grad()
+def _ends(places: Sequence[Number], margin: Number) -> tuple[float, float]:
+    low = min(float((torch.as_tensor(place) - margin).min()) for place in places)
+    return low - _RIM, max(float((torch.as_tensor(place) + margin).max()) for place in places) + _RIM
 
 
 def _span(chosen: Tensor) -> slice:
@@ -194,7 +199,7 @@ def ellipsoid(rays: Rays, x: Number, y: Number, width: Number, height: Number, d
     cos, sin = torch.cos(turn), torch.sin(turn)
     wide = ((width * cos) ** 2 + (height * sin) ** 2).sqrt()
     high = ((width * sin) ** 2 + (height * cos) ** 2).sqrt()
-    box, near = rays.within(x - wide, x + wide, y - high, y + high)
+    box, near = rays.within((x - wide, x + wide), (y - high, y + high))
     u, v, a, b = near.x - each(x), near.y - each(y), 1 / width**2, 1 / height**2
     # 1 - squared distance = 1 + xx u^2 + xy u v - yy v^2
     xx, yy, xy = -a * cos**2 - b * sin**2, a * sin**2 + b * cos**2, 2 * sin * cos * (b - a)
@@ -216,9 +221,7 @@ def tube(rays: Rays, points: Sequence[tuple[Number, Number]], radius: Number, is
     is_bone : bool, default False
         Whether it is a bone around marrow, see `bone`.
     """
-    x, y = (torch.stack(torch.broadcast_tensors(*map(torch.as_tensor, column)))
-            for column in zip(*points, strict=True))
-    box, near = rays.within(x.amin(0) - radius, x.amax(0) + radius, y.amin(0) - radius, y.amax(0) + radius)
+    box, near = rays.within([x for x, _ in points], [y for _, y in points], radius)
     squared = []
     for (x0, y0), (x1, y1) in pairwise(points):
         dx, dy = torch.as_tensor(x1 - x0), torch.as_tensor(y1 - y0)

@@ -33,7 +33,6 @@ SIDE_CM = 26.0  # of the detector
 N_GAS = 9
 _OPEN = 2.5  # least line integral: a wedge filter behind the back spares the detector the open beam
 _CENTRE = -0.4 - 0.9j  # of L3
-_L3 = VERTEBRAE.index("L3")
 
 # for each vertebra or disc: lordosis, sizes relative to L3, and load (wear comes first where it is greatest)
 _TILT = (0.12, 0.18, 0.20, 0.17, 0.08, -0.06, -0.28, -0.62)
@@ -160,8 +159,6 @@ class Chain(NamedTuple):
     width: Tensor  # (N, 8) half sizes
     height: Tensor
     disc: Tensor  # (N, 7) heights
-    spurs: Tensor  # (N, 9, 2): 0 above T11 and below S1
-    hardness: Tensor  # (N, 9), likewise
     places: Tensor  # (N, 45) complex: _ARCH behind T12 to L5, heads of the ribs, front of the sacrum
 
     def at(self, k: int, behind: Number, down: float) -> Tensor:
@@ -183,10 +180,8 @@ def chain_of(a: SpineAnatomy) -> Chain:
     down, between = 1j * height * turn, (turn[:, :-1] + turn[:, 1:]) / 2
     step = down[:, :-1] + (signs["slip"] + 1j * disc) * between + down[:, 1:]
     centre = torch.cat([0 * step[:, :1], step.cumsum(1)], 1)
-    spurs = functional.pad(signs["osteophytes"], (0, 0, 1, 1))
-    hardness = functional.pad(signs["sclerosis"], (1, 1))
-    centre = centre - centre[:, _L3, None] + _CENTRE
-    chain = Chain(centre, turn, width, height, disc, spurs, hardness, centre[:, :0])
+    centre = centre - centre[:, VERTEBRAE.index("L3"), None] + _CENTRE
+    chain = Chain(centre, turn, width, height, disc, centre[:, :0])
     places: list[tuple[int, Number, float]] = [(k, *place) for k in range(1, DISCS) for place in _ARCH]
     places += [(0, -0.3, -0.4), (1, -0.3, -0.4), (DISCS, -width[:, -1], 0.0)]
     # all at once: a product of complex numbers has last digits that depend on where it stands in memory
@@ -249,6 +244,8 @@ def project(a: SpineAnatomy, chain: Chain, n_pixels: int,
     """
     rays, signs = a.placement.rays(n_pixels), a.signs()
     blank = torch.zeros_like(rays.x)
+    signs |= {"spurs": functional.pad(signs["osteophytes"], (0, 0, 1, 1)),  # 0 above T11 and below S1
+              "hardness": functional.pad(signs["sclerosis"], (1, 1))}
     found = [_vertebra(chain, signs, rays, k, with_parts) for k in range(len(VERTEBRAE))]
     found += [_disc(chain, signs, rays, k, found[k:k + 2], blank) for k in range(DISCS if with_parts else 0)]
     parts = {name: [part[name] for part in found if name in part] for name in ("bone", *STRUCTURES, *SIGNS)}
@@ -266,27 +263,27 @@ def _near(rays: Rays, centre: Tensor, turn: Tensor, w: Tensor, h: Tensor,
     """Cut out the box of a turned rectangle with a margin; return places along its sides, +-1 at its rim."""
     x, y, cos, sin = centre.real, centre.imag, turn.real, turn.imag
     wide, high = w * cos + h * sin.abs() + margin, w * sin.abs() + h * cos + margin
-    box, near = rays.within(x - wide, x + wide, y - high, y + high)
+    box, near = rays.within((x - wide, x + wide), (y - high, y + high))
     dx, dy = near.x - each(x), near.y - each(y)
     return box, dx * each(cos / w) + dy * each(sin / w), dy * each(cos / h) - dx * each(sin / h)
 
 
 def _vertebra(c: Chain, signs: dict[str, Tensor], rays: Rays, k: int, with_parts: bool) -> dict[str, Patch]:
     """Body of vertebra k with its walls, endplates and spurs; lengths are those of as much cortical bone."""
-    w, h = c.width[:, k], c.height[:, k]
-    box, u, v = _near(rays, c.centre[:, k], c.turn[:, k], w, h, c.spurs[:, k:k + 2].amax((1, 2)) + 0.1)
+    w, h, spurs = c.width[:, k], c.height[:, k], signs["spurs"][:, k:k + 2]
+    box, u, v = _near(rays, c.centre[:, k], c.turn[:, k], w, h, spurs.amax((1, 2)) + 0.1)
     behind, below, u, v, u2 = _positive(u), _positive(v), u.abs(), v.abs(), u * u
     squared = u2 * (1.29 - 0.29 * (v * v).clamp(max=1))  # hollow walls
     square = squared * squared
     edge = (0.92 + 0.08 * u2 - v) * each(h)  # distance to the endplate, which is hollow, too
     solid = solids.half_chord(squared * (0.15 + 0.85 * square)) * (edge * 8).clamp(0, 1)  # flat in front
-    upper, lower = c.hardness[:, k], c.hardness[:, k + 1]
+    upper, lower = signs["hardness"][:, k:k + 2].unbind(1)
     depth = _blend(1 / (0.2 + 0.7 * upper), 1 / (0.2 + 0.7 * lower), below)
     band = (1 - edge * depth).clamp(min=0) * solid * _blend(upper, lower, below)
     body = solid * (0.9 + 1.8 * square + (2 - edge * 7).clamp(min=0)) + 3.2 * band  # walls, endplates
     if k == DISCS:  # fused with the sacrum below
         body = body * (0.5 - 0.6 * v * (2 * below - 1)).clamp(0, 1)
-    (front, back), (front_below, back_below) = c.spurs[:, k].unbind(1), c.spurs[:, k + 1].unbind(1)
+    front, back, front_below, back_below = spurs.flatten(1).unbind(1)
     size = _blend(front, back, behind) + (
         each(front_below - front) + each(back_below - back - front_below + front) * behind) * below
     out = (u - 0.93) * each(w)

@@ -114,14 +114,14 @@ def test_segments_lie_where_rays_see_them_and_leave_no_trace_beside_the_image() 
 
 def test_a_box_holds_its_rays_and_little_more() -> None:
     rays = upright().rays(64)
-    box, near = rays.within(2.1, 5.8, -6.1, 2.2)
+    box, near = rays.within((2.1, 5.8), (-6.1, 2.2))
     inside = (rays.x >= 2.1) & (rays.x <= 5.8) & (rays.y >= -6.1) & (rays.y <= 2.2)
     kept = torch.zeros_like(inside)
     kept[box] = True
     assert kept[inside].all()
     assert kept.sum() == inside.sum()
     assert torch.equal(near.x, rays.x[box])
-    assert rays.within(60.0, 80.0)[1].x.numel() == 0
+    assert rays.within((60.0, 80.0))[1].x.numel() == 0
 
 
 def test_solids_behind_each_other_add_and_solids_in_each_other_do_not() -> None:

@@ -35,8 +35,10 @@ class Anatomy:
 
     def changed(self, **values: Tensor | float) -> Self:
         """Return a copy with some fields set, one number for all bodies or a tensor."""
-        fields = {name: torch.as_tensor(value, dtype=old.dtype).expand(old.shape)
-                  for name, value in values.items() for old in [getattr(self, name)]}
+        fields = {}
+        for name, value in values.items():
+            like = getattr(self, name)
+            fields[name] = torch.as_tensor(value, dtype=like.dtype).expand(like.shape)
         return dataclasses.replace(self, **fields)
 
 
@@ -80,8 +82,7 @@ def draw_fields(kind: type[Anatomy], n_samples: int, seed: int,
     columns = torch.from_numpy(normal.clip(-_CLIP, _CLIP)).split(sizes, dim=1)
     fields = {name: field["mean"] + field["spread"] * column.reshape(n_samples, *field["shape"])
               for (name, field), column in zip(varied.items(), columns, strict=True)}
-    numbers = torch.arange(n_samples)
-    return fields | {"keys": torch.stack([torch.full_like(numbers, seed), numbers], dim=1)}, uniform
+    return fields | {"keys": torch.tensor([[seed, i] for i in range(n_samples)])}, uniform
 
 
 class Render(NamedTuple):

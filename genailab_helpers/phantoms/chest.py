@@ -561,10 +561,10 @@ def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, float]]:
         dots = torch.tensor([[[[float(dot) for dot in row] for row in letters.split()]]])
         scale = max(7, round(size * img_size)) / 7
         bitmap = functional.pad(functional.interpolate(dots, scale_factor=scale)[0, 0] > 0.5, (1, 1, 1, 1))
-        high, wide = bitmap.shape
-        last = img_size + 2 - torch.tensor((high, wide))
+        last = torch.tensor(bitmap.shape) - 1
         place = (torch.tensor(corner, dtype=torch.float64) + 0.03 * jitter[:, 4:].double()) * img_size
-        y, x = place.round().long().clamp(min=0).minimum(last).unbind(1)
-        down, right = (rows - each(y) + 1).clamp(0, high - 1), (columns - each(x) + 1).clamp(0, wide - 1)
-        stamps[name] = (bitmap[down, right] & each(wanted[name]), 0.9)
+        y, x = place.round().long().clamp(min=0).minimum(img_size + 1 - last).unbind(1)
+        down, right = (rows - each(y) + 1).clamp(min=0), (columns - each(x) + 1).clamp(min=0)
+        dots = bitmap[down.minimum(last[0]), right.minimum(last[1])]
+        stamps[name] = (dots & each(wanted[name]), 0.9)
     return stamps

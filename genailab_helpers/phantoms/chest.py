@@ -28,8 +28,7 @@ CONFOUNDERS = ("marker", "text", "border", "collimation", "exposure")
 STRUCTURES = ("body", "right_lung", "left_lung", "heart", "mediastinum", "aorta", "trachea", "vessels",
               "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm",
               "stomach_bubble")
-
-BONES = ("ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "humeri", "spine")
+_BONES = ("ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "humeri", "spine")
 
 SIDE_CM = 35.0  # of the detector
 N_BLOBS = 6
@@ -153,7 +152,13 @@ def sample_chests(n_samples: int, seed: int = 0,
     if not (set(findings) <= set(FINDINGS) and (weights >= 0).all() and 0 < weights.sum() < math.inf):
         raise ValueError(f"finding: expected some of {', '.join(FINDINGS)}, or for each a number of at least "
                          f"0, not all 0; got {finding!r}")
-    rates = _confounder_rates(confounders or {})
+    by_name = {name: rate if isinstance(rate, Mapping) else dict.fromkeys(FINDINGS, rate)
+               for name, rate in (confounders or {}).items()}
+    rates = np.array([[by_name.get(name, {}).get(f, 0.0) for name in CONFOUNDERS] for f in FINDINGS])
+    if not (set(by_name) <= set(CONFOUNDERS) and set().union(*by_name.values()) <= set(FINDINGS)
+            and ((rates >= 0) & (rates <= 1)).all()):
+        raise ValueError(f"confounders: expected some of {', '.join(CONFOUNDERS)}, with a rate from 0 to 1 "
+                         f"or one for some of {', '.join(FINDINGS)}; got {confounders!r}")
     fields, uniform = draw_fields(ChestAnatomy, n_samples, seed, 2 + len(CONFOUNDERS))
     ends = (weights / weights.sum()).cumsum()[:-1]
     classes = np.array([FINDINGS.index(f) for f in findings])[np.searchsorted(ends, uniform[:, 0], "right")]
@@ -198,20 +203,6 @@ def sample_hospital(n_samples: int, hospital: str, seed: int = 0) -> ChestAnatom
     seed += 1_000_000 * list(HOSPITALS).index(hospital)  # nobody is a patient of two hospitals
     chests = sample_chests(n_samples, seed, finding, confounders)
     return chests.changed(**{name: getattr(chests, name) + by for name, by in shifts.items()})
-
-
-def _confounder_rates(confounders: Mapping[str, float | Mapping[str, float]]) -> np.ndarray:
-    """Return the (findings, confounders) table of rates."""
-    table = np.zeros((len(FINDINGS), len(CONFOUNDERS)))
-    for name, rate in confounders.items():
-        rates = rate if isinstance(rate, Mapping) else dict.fromkeys(FINDINGS, rate)
-        if not (name in CONFOUNDERS and set(rates) <= set(FINDINGS)
-                and all(0 <= value <= 1 for value in rates.values())):
-            raise ValueError(f"confounders: expected some of {', '.join(CONFOUNDERS)}, with a rate from 0 to "
-                             f"1 or one for some of {', '.join(FINDINGS)}; got {name!r}: {rate!r}")
-        for finding, value in rates.items():
-            table[FINDINGS.index(finding), CONFOUNDERS.index(name)] = value
-    return table
 
 
 def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = False,
@@ -309,7 +300,7 @@ def _project(a: ChestAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, list[Pat
         extent, density = _lesion(a, rays, lung, vessels, tissue)
         soft = soft + density * aerated
         parts["lesion"] = [Patch(whole, extent)]
-    bones = solids.summed(blank, [patch for name in BONES for patch in parts[name]])
+    bones = solids.summed(blank, [patch for name in _BONES for patch in parts[name]])
     line_integral = soft.clamp(min=0) * each(SOFT * a.kilovolt)
     return line_integral + bones * each(BONE_EXCESS * a.bone_density * a.kilovolt), parts
 
@@ -489,24 +480,19 @@ def _spine(a: ChestAnatomy, rays: Rays) -> Patch:
     return Patch(box, solid * each(a.spine))
 
 
-# How a finding shows: blobs of changed lung, and what fills them; lengths in cm. After Hansell et al. (2008),
-# Fleischner Society: glossary of terms for thoracic imaging.
-#   sides         1: all blobs on one side, 2: on both
-#   out, sd       distance of the blobs from the midline, mean and standard deviation
-#   down, sd, each  their height: mean, standard deviations of all together and of each
-#   width, height   their half-axes
-#   gain, cut     how sharply a blob begins
-#   top           fraction of the air that is replaced at most
-#   mottle        how irregular the borders are
-#   net           fraction of the lesion that is a net of fine lines
-#   fissure       height at which a lobe ends
+# How a finding shows: blobs of changed lung, and what fills them; a row for each of FINDINGS, lengths in cm.
+# After Hansell et al. (2008), Fleischner Society: glossary of terms for thoracic imaging.
+#   sides: 1 has all blobs on one side, 2 on both; out: their distance from the midline, mean and deviation;
+#   down: their height, mean, deviation of all together and of each; size: their half-axes;
+#   gain, cut: how sharply a blob begins; top: fraction of the air that is replaced at most;
+#   mottle: how irregular the borders are; net: fraction of the lesion that is a net of fine lines;
+#   fissure: height at which a lobe ends
 _PATTERNS = (
-    # sides  out   sd  down   sd each width height gain cut  top  mottle net fissure
-    (1, 7.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 0.0, 1.00, 0.00, 0.35, 0.00, math.nan),  # Normal
-    (1, 7.0, 1.6, 0.0, 2.2, 1.5, 3.8, 3.2, 1.8, 0.35, 0.95, 0.25, 0.00, -1.0),  # Pneumonia
-    (2, 9.8, 1.0, 1.6, 0.8, 2.6, 2.4, 2.9, 1.2, 0.14, 0.70, 0.50, 0.00, math.nan),  # COVID
-    (1, 6.0, 1.3, -3.5, 2.5, 1.2, 2.8, 2.6, 1.2, 0.20, 0.75, 0.35, 0.00, math.nan),  # Lung_Opacity
-    (2, 5.0, 1.2, -1.8, 1.0, 2.4, 3.3, 3.6, 1.0, 0.10, 0.65, 0.30, 0.35, math.nan),  # Viral Pneumonia
+    (1, 7.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 0.0, 1.00, 0.00, 0.35, 0.00, math.nan),
+    (1, 7.0, 1.6, 0.0, 2.2, 1.5, 3.8, 3.2, 1.8, 0.35, 0.95, 0.25, 0.00, -1.0),
+    (2, 9.8, 1.0, 1.6, 0.8, 2.6, 2.4, 2.9, 1.2, 0.14, 0.70, 0.50, 0.00, math.nan),
+    (1, 6.0, 1.3, -3.5, 2.5, 1.2, 2.8, 2.6, 1.2, 0.20, 0.75, 0.35, 0.00, math.nan),
+    (2, 5.0, 1.2, -1.8, 1.0, 2.4, 3.3, 3.6, 1.0, 0.10, 0.65, 0.30, 0.35, math.nan),
 )
 
 

@@ -1,4 +1,4 @@
-"""Chests: the same bytes however they are drawn, true masks, findings where they belong, slopes that fit."""
+"""Chests: true masks, findings where they belong, one exposure at any size, slopes that fit."""
 
 import dataclasses
 import itertools

@@ -38,7 +38,7 @@ from genailab_helpers.phantoms.chest import (
     CONFOUNDERS,
     FINDINGS,
     ChestAnatomy,
-    ChestRender,
+    Render,
     render_chests,
     sample_chests,
     sample_hospital,
@@ -144,7 +144,7 @@ def graded(chests: ChestAnatomy, severity: tuple[float, float]) -> ChestAnatomy:
 
 
 @cache
-def pair(part: str, confounder: str = "", ill: float = 0, healthy: float = 0) -> tuple[ChestRender, Tensor]:
+def pair(part: str, confounder: str = "", ill: float = 0, healthy: float = 0) -> tuple[Render, Tensor]:
     """Draw films of Normal and COVID; return them with labels 0 and 1."""
     n, seed = SHORTCUT_FILMS[part]
     chests = graded(sample_chests(n, seed, PAIR), SEVERITY)
@@ -159,7 +159,7 @@ def corner_masked(images: Tensor) -> Tensor:
     return masked
 
 
-def views(confounder: str) -> dict[str, tuple[ChestRender, Tensor]]:
+def views(confounder: str) -> dict[str, tuple[Render, Tensor]]:
     """Draw the test films with the confounder as in training, without it, and on the other class."""
     return {"with": pair("test", confounder, 1, 0), "without": pair("test"),
             "swapped": pair("test", confounder, 0, 1)}

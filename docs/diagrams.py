@@ -27,7 +27,7 @@ from torch import Tensor
 
 from genailab_helpers.lessons.figures import figure_png, set_house_style
 from genailab_helpers.phantoms.chest import render_chests, sample_chests
-from genailab_helpers.phantoms.spine import SIDE_CM, Body, SpineAnatomy, render_spines, sample_spines
+from genailab_helpers.phantoms.spine import SIDE_CM, SpineAnatomy, chain_of, render_spines, sample_spines
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9]*_*.ipynb"))
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind")[:4]
@@ -290,12 +290,12 @@ def labelled_spine() -> Figure:
 
 def spine_places(anatomy: SpineAnatomy) -> dict[str, complex]:
     """Say where things lie, x + iy in cm: five to be named on the left, then four on the right."""
-    chain = Body(anatomy, 96).chain
-    middle, (rib_x, rib_y) = chain.centre[0].tolist(), chain.at(0, -0.3, -0.4)
-    pedicle, spinous = (complex(*map(float, chain.at(4, *point))) for point in ((0.5, -0.4), (3.6, 0.8)))
+    chain = chain_of(anatomy)
+    middle, rib = chain.centre[0].tolist(), complex(chain.at(0, -0.3, -0.4))
+    pedicle, spinous = (complex(chain.at(4, *point)) for point in ((0.5, -0.4), (3.6, 0.8)))
     return {
         "dome of the diaphragm": complex(-5.0, float(anatomy.dome_y) + 0.2),
-        "eleventh ribs": complex(float(rib_x) - 8.0, float(rib_y) + 8.7),
+        "eleventh ribs": complex(rib.real - 8.0, rib.imag + 8.7),
         "vertebral body (L3)": middle[4] - 0.6,
         "gas in the bowel": -8.0 + 1.0j,
         "iliac crest": complex(middle[7].real - 5.2, float(anatomy.hip_y) + 2.0),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genailab_helpers.phantoms.solids import each
+from genailab_helpers.phantoms.solids import averaged, each
 
 SOFT = 0.205  # attenuation of soft tissue per cm
 BONE_EXCESS = 0.30  # cortical bone above soft tissue, per cm
@@ -125,15 +125,5 @@ def random_fields(keys: Tensor, n_cells: int, stream: int) -> Tensor:
     for field, (seed, number) in zip(fields, keys.tolist(), strict=True):
         generator.manual_seed((seed * 1_000_003 + number) * 2 + stream)
         field.normal_(generator=generator)
-    return fields.to(keys.device)
+    return fields
 
-
-def enlarged(field: Tensor, n_pixels: int) -> Tensor:
-    """Enlarge a coarse field (N, h, w) smoothly to n_pixels a side."""
-    return functional.interpolate(field[:, None], size=(n_pixels, n_pixels), mode="bilinear")[:, 0]
-
-
-def averaged(values: Tensor, n_pixels: int) -> Tensor:
-    """Average (N, kH, kH) over k x k rays, to (N, H, H)."""
-    k = values.shape[-1] // n_pixels
-    return values if k == 1 else functional.avg_pool2d(values[:, None], k)[:, 0]

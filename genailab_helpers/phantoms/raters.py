@@ -14,20 +14,12 @@ from torch import Tensor
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)  # of severity, between the grades 0 to 4
 _GRADES = np.arange(len(THRESHOLDS) + 1)
 _SEVERITIES = (np.arange(4000) + 0.5) / 4000  # stand for all, as they are sampled: uniform in [0, 1]
-_BIAS = 0.15  # of the mildest and of the strictest rater, in units of a rater's noise
+_BIAS = np.linspace(-0.15, 0.15, 3)  # of the three raters, the strictest first, in units of a rater's noise
 
 
-def _check(kappa: float, n_raters: int) -> None:
-    if isinstance(n_raters, bool) or not isinstance(n_raters, int) or n_raters < 2:
-        raise ValueError(f"n_raters: expected a whole number of at least 2, got {n_raters!r}")
-    if not 0.6 <= kappa <= 0.9:
-        raise ValueError(f"kappa: expected a number from 0.6 to 0.9, got {kappa!r}")
-
-
-def _at_most(noise: float, n_raters: int) -> np.ndarray:
+def _at_most(noise: float) -> np.ndarray:
     """Probability (raters, severities, 5) that a rater's grade is at most 0 to 4."""
-    bias = np.linspace(-_BIAS, _BIAS, n_raters)[:, None, None]
-    below = ndtr((np.array(THRESHOLDS) - _SEVERITIES[:, None]) / noise - bias)
+    below = ndtr((np.array(THRESHOLDS) - _SEVERITIES[:, None]) / noise - _BIAS[:, None, None])
     return np.concatenate([below, np.ones_like(below[..., :1])], axis=2)
 
 
@@ -38,18 +30,21 @@ def _agreement(joint: np.ndarray) -> float:
     return float(1 - (joint * distance).sum() / (by_chance * distance).sum())
 
 
-def _noise(kappa: float, n_raters: int) -> float:
+def _noise(kappa: float) -> float:
     """Solve for the noise, in units of severity, that makes raters agree with `kappa` on average."""
+    if not 0.6 <= kappa <= 0.9:
+        raise ValueError(f"kappa: expected a number from 0.6 to 0.9, got {kappa!r}")
+
     def excess(noise: float) -> float:
-        chance = np.diff(_at_most(noise, n_raters), axis=2, prepend=0)
+        chance = np.diff(_at_most(noise), axis=2, prepend=0)
         pairs = [_agreement(one.T @ other / len(_SEVERITIES)) for one, other in combinations(chance, 2)]
         return float(np.mean(pairs)) - kappa
 
     return float(brentq(excess, 0.01, 1.0))
 
 
-def simulate_raters(severity: Tensor, kappa: float = 0.8, n_raters: int = 3, seed: int = 0) -> Tensor:
-    """Let raters grade spines: each sees the severity through noise and leans a little to one side.
+def simulate_raters(severity: Tensor, kappa: float = 0.8, seed: int = 0) -> Tensor:
+    """Let three raters grade spines: each sees the severity through noise and leans a little to one side.
 
     Parameters
     ----------
@@ -58,30 +53,26 @@ def simulate_raters(severity: Tensor, kappa: float = 0.8, n_raters: int = 3, see
     kappa : float, default 0.8
         Quadratic weighted kappa between two raters, averaged over the pairs; from 0.6 to 0.9, which is what
         radiologists reach.
-    n_raters : int, default 3
-        At least 2.
     seed : int, default 0
         Says who is strict, and samples the noise.
 
     Returns
     -------
     Tensor
-        (N, n_raters) int64 grades, 0 to 4. The first rows do not depend on how many follow.
+        (N, 3) int64 grades, 0 to 4. The first rows do not depend on how many follow.
 
     Raises
     ------
     ValueError
-        For a kappa or a number of raters out of range, or a severity outside [0, 1].
+        For a kappa out of range, or a severity outside [0, 1].
     """
-    _check(kappa, n_raters)
-    seen = severity.detach().cpu().double().numpy()
+    seen = severity.detach().double().numpy()
     if seen.ndim != 1 or not ((seen >= 0) & (seen <= 1)).all():
-        raise ValueError(f"severity: expected (N,) numbers from 0 to 1, got the shape {seen.shape}"
-                         + (f", {seen.min():.3g} to {seen.max():.3g}" if seen.size else ""))
+        raise ValueError(f"severity: expected (N,) numbers from 0 to 1, got {tuple(seen.shape)}, "
+                         f"{seen.min():.3g} to {seen.max():.3g}")
     generator = np.random.default_rng(seed)
-    bias = generator.permutation(np.linspace(-_BIAS, _BIAS, n_raters))
-    off = bias + generator.standard_normal((len(seen), n_raters))
-    return torch.from_numpy(np.digitize(seen[:, None] + _noise(kappa, n_raters) * off, THRESHOLDS))
+    off = generator.permutation(_BIAS) + generator.standard_normal((len(seen), len(_BIAS)))
+    return torch.from_numpy(np.digitize(seen[:, None] + _noise(kappa) * off, THRESHOLDS))
 
 
 def consensus(grades: Tensor) -> Tensor:
@@ -120,8 +111,7 @@ def rater_ceiling(kappa: float = 0.8) -> float:
     make it greatest are 2 + (E[consensus | severity] - 2) / kappa, rounded, which is solved by repetition
     (Dinkelbach 1967).
     """
-    _check(kappa, 3)
-    first, second, third = _at_most(_noise(kappa, 3), 3)
+    first, second, third = _at_most(_noise(kappa))
     median = first * second + first * third + second * third - 2 * first * second * third
     chance = np.diff(median, axis=1, prepend=0)
     expected = chance @ _GRADES

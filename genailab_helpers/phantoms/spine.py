@@ -8,7 +8,7 @@ The severity is this project's own scale, from 0 to 1, cut into five grades of e
 scale: that of Kellgren and Lawrence, which also has five grades, is used for knees.
 """
 
-# ruff: noqa: RUF009 - `vary` and `given` only wrap `dataclasses.field`
+# ruff: noqa: RUF009 - `vary` only wraps `dataclasses.field`
 
 import itertools
 from dataclasses import dataclass
@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from genailab_helpers.phantoms import exposure, solids
-from genailab_helpers.phantoms.anatomy import Anatomy, draw_batches, draw_fields, given, vary
+from genailab_helpers.phantoms.anatomy import Anatomy, Render, draw_batches, draw_fields, vary
 from genailab_helpers.phantoms.exposure import BONE_EXCESS, SOFT
-from genailab_helpers.phantoms.solids import Ellipsoid, Number, Patch, Placement, Rays, Solid, Tube, each
-from genailab_helpers.radiographs import check_img_size
+from genailab_helpers.phantoms.solids import Number, Patch, Placement, Rays, each, ellipsoid, joined, tube
 
 VERTEBRAE = ("T11", "T12", "L1", "L2", "L3", "L4", "L5", "S1")
 DISCS = len(VERTEBRAE) - 1
@@ -32,10 +31,8 @@ SIGNS = ("disc_loss", "osteophytes", "sclerosis", "slip", "misalignment")
 VISIBLE = {"disc_loss": 0.25, "osteophytes": 0.2, "sclerosis": 0.2, "slip": 0.3, "misalignment": 0.052}
 SIDE_CM = 26.0  # of the detector
 N_GAS = 9
-_FINEST = 96  # smaller images get several rays a pixel, so that thin things stay
 _OPEN = 2.5  # least line integral: a wedge filter behind the back spares the detector the open beam
 _CENTRE = -0.4 - 0.9j  # of L3
-_L3 = VERTEBRAE.index("L3")
 
 # for each vertebra or disc: lordosis, sizes relative to L3, and load (wear comes first where it is greatest)
 _TILT = (0.12, 0.18, 0.20, 0.17, 0.08, -0.06, -0.28, -0.62)
@@ -43,6 +40,9 @@ _WIDTH = (0.83, 0.87, 0.90, 0.94, 0.98, 1.02, 1.03, 1.0)
 _HEIGHT = (0.84, 0.90, 0.96, 0.99, 1.0, 1.0, 0.98, 0.92)
 _DISC = (0.50, 0.60, 0.75, 0.86, 0.95, 1.05, 0.95)
 _LOAD = (0.50, 0.60, 0.75, 0.85, 0.95, 1.05, 1.0)
+
+# behind a vertebra, as `Chain.at` takes them: 2 places of pedicle, 2 of joints, 3 of the spinous process
+_ARCH = (-0.1, -0.45), (0.9, -0.35), (1.0, -1.25), (1.75, 1.35), (2.3, 0.5), (4.5, 0.85), (4.3, 1.3)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class SpineAnatomy(Anatomy):
     radiographs; [4] chosen so that no sign tells alone.
     """
 
+    severity: Tensor  # (N,) in [0, 1]
     # how the body lies before the detector [3]
     shift_x: Tensor = vary(0.0, 0.7)
     shift_y: Tensor = vary(0.0, 0.7)
@@ -96,66 +97,33 @@ class SpineAnatomy(Anatomy):
     window: Tensor = vary(1.9, 0.2)  # of the logarithmic signal
     contrast: Tensor = vary(1.0, 0.15)
     brightness: Tensor = vary(0.0, 0.07)  # fraction of the window
-    severity: Tensor = given()  # (N,) in [0, 1]
-
-    @property
-    def disc_loss(self) -> Tensor:
-        """(N, DISCS) fraction of the height that each disc lost, 0 to 0.8."""
-        return (0.65 * self._wear("disc_loss")).clamp(max=0.8)
-
-    @property
-    def osteophytes(self) -> Tensor:
-        """(N, DISCS, 2) length in cm of the spurs at each disc, in front and behind."""
-        return self._wear("osteophytes") * self.severity.new_tensor((1.3, 0.9))
-
-    @property
-    def sclerosis(self) -> Tensor:
-        """(N, DISCS) how much denser the endplates beside each disc are, 0 to about 1.3."""
-        return self._wear("sclerosis")
-
-    @property
-    def slip(self) -> Tensor:
-        """(N, DISCS) how far in cm the vertebra below each disc stands off to the back."""
-        image = (self.severity + self.slip_image - 0.25).clamp(min=0)
-        return 0.20 * image[:, None] * self.slip_local**2 * _row(_LOAD, image)**4  # few levels stand out
-
-    @property
-    def misalignment(self) -> Tensor:
-        """(N, DISCS + 1) how far in radians each vertebra is turned out of line."""
-        image = (self.severity + self.misalignment_image).clamp(min=0)
-        return 0.055 * image[:, None] * self.misalignment_local
 
     @property
     def placement(self) -> Placement:
         """How the bodies lie before the detector."""
         return Placement(SIDE_CM, self.shift_x, self.shift_y, self.magnification, self.lean, self.lean * 0)
 
-    def _wear(self, sign: str) -> Tensor:
-        local = getattr(self, f"{sign}_local").transpose(1, -1)
-        image = (self.severity + getattr(self, f"{sign}_image")).reshape(-1, *(1,) * (local.ndim - 1))
-        return ((image + local) * _row(_LOAD, image)).clamp(min=0).transpose(1, -1)
+    def signs(self) -> dict[str, Tensor]:
+        """Return each of SIGNS, (N, DISCS) where nothing else is said.
 
+        The fraction of its height that each disc lost, 0 to 0.8; (N, DISCS, 2) length in cm of the spurs at
+        each disc, in front and behind; how much denser the endplates beside each disc are, 0 to about 1.3;
+        how far in cm the vertebra below each disc stands off to the back; and (N, DISCS + 1) how far in
+        radians each vertebra is turned out of line.
+        """
+        load = self.severity.new_tensor(_LOAD)
+        slipped = (self.severity + self.slip_image - 0.25).clamp(min=0)[:, None]
+        turned = (self.severity + self.misalignment_image).clamp(min=0)[:, None]
 
-def _row(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype)
+        def worn(image: Tensor, local: Tensor) -> Tensor:
+            return (((self.severity + image)[:, None] + local) * load).clamp(min=0)
 
-
-@dataclass(frozen=True)
-class SpineRender:
-    """What `render_spines` returns.
-
-    Parameters
-    ----------
-    images : Tensor
-        (N, 1, H, W) float32 in [-1, 1].
-    masks : dict of str to Tensor
-        (N, H, W) bool for each of STRUCTURES and SIGNS; empty unless masks were asked for. A sign is marked
-        from where it can be seen (VISIBLE): discs that lost a quarter of their height, what stands out of
-        spurs of 2 mm, endplates denser by 0.2, discs at steps of 3 mm, vertebrae turned by 3 degrees.
-    """
-
-    images: Tensor
-    masks: dict[str, Tensor]
+        spurs = [worn(self.osteophytes_image, local) for local in self.osteophytes_local.unbind(2)]
+        return {"disc_loss": (0.65 * worn(self.disc_loss_image, self.disc_loss_local)).clamp(max=0.8),
+                "osteophytes": torch.stack(spurs, 2) * load.new_tensor((1.3, 0.9)),
+                "sclerosis": worn(self.sclerosis_image, self.sclerosis_local),
+                "slip": 0.20 * slipped * self.slip_local**2 * load**4,  # few levels stand out
+                "misalignment": 0.055 * turned * self.misalignment_local}
 
 
 def sample_spines(n_samples: int, seed: int = 0) -> SpineAnatomy:
@@ -183,8 +151,45 @@ def sample_spines(n_samples: int, seed: int = 0) -> SpineAnatomy:
     return SpineAnatomy(**fields, severity=torch.from_numpy(uniform[:, 0]).float())
 
 
+class Chain(NamedTuple):
+    """The vertebrae from T11 to S1, with the discs and signs of wear between them; places are x + iy."""
+
+    centre: Tensor  # (N, 8) complex
+    turn: Tensor  # (N, 8) complex, exp(i tilt)
+    width: Tensor  # (N, 8) half sizes
+    height: Tensor
+    disc: Tensor  # (N, 7) heights
+    places: Tensor  # (N, 45) complex: _ARCH behind T12 to L5, heads of the ribs, front of the sacrum
+
+    def at(self, k: int, behind: Number, down: float) -> Tensor:
+        """Place a point `behind` cm from the rear wall of vertebra k, `down` half heights from its middle."""
+        place = self.width[:, k] + behind + 1j * self.height[:, k] * down
+        return self.centre[:, k] + place * self.turn[:, k]
+
+
+def chain_of(a: SpineAnatomy) -> Chain:
+    """String the vertebrae up and down from L3."""
+    signs = a.signs()
+    bend = a.lordosis * (1 - 0.25 * (a.severity + a.misalignment_image))  # a worn back is flatter
+    levels = bend.new_tensor((_TILT, _WIDTH, _HEIGHT))
+    tilt = levels[0] * bend[:, None] + a.posture + signs["misalignment"]
+    width, height = a.body_width[:, None] * levels[1], a.body_height[:, None] * levels[2]
+    disc = a.disc_height[:, None] * bend.new_tensor(_DISC) * (1 + a.disc_local) * (1 - signs["disc_loss"])
+    turn = torch.polar(torch.ones_like(tilt), tilt)
+    # from a centre to its lower endplate, through the disc, and from the upper endplate to the next centre
+    down, between = 1j * height * turn, (turn[:, :-1] + turn[:, 1:]) / 2
+    step = down[:, :-1] + (signs["slip"] + 1j * disc) * between + down[:, 1:]
+    centre = torch.cat([0 * step[:, :1], step.cumsum(1)], 1)
+    centre = centre - centre[:, VERTEBRAE.index("L3"), None] + _CENTRE
+    chain = Chain(centre, turn, width, height, disc, centre[:, :0])
+    places: list[tuple[int, Number, float]] = [(k, *place) for k in range(1, DISCS) for place in _ARCH]
+    places += [(0, -0.3, -0.4), (1, -0.3, -0.4), (DISCS, -width[:, -1], 0.0)]
+    # all at once: a product of complex numbers has last digits that depend on where it stands in memory
+    return chain._replace(places=torch.stack([chain.at(*place) for place in places], 1))
+
+
 def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 16) -> SpineRender:
+                  batch_size: int = 16) -> Render:
     """Project spines to images.
 
     Parameters
@@ -194,13 +199,15 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
     img_size : int, default 128
         Side of the square images in pixels, at least 16.
     masks : bool, default False
-        Whether to return where vertebrae, discs and each sign of wear lie.
+        Whether to return where vertebrae, discs and each sign of wear lie. A sign is marked from where it can
+        be seen (VISIBLE): discs that lost a quarter of their height, what stands out of spurs of 2 mm,
+        endplates denser by 0.2, discs at steps of 3 mm, vertebrae turned by 3 degrees.
     batch_size : int, default 16
         Spines rendered at a time by each thread; bounds the memory and changes no pixel.
 
     Returns
     -------
-    SpineRender
+    Render
         Images and masks. Images are differentiable with respect to the fields of `anatomy`.
 
     Raises
@@ -208,96 +215,47 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
     ValueError
         If `img_size` is not a whole number of at least 16.
     """
-    check_img_size(img_size)
-    body = Body(anatomy, img_size * -(-_FINEST // img_size))
-    return SpineRender(*draw_batches(anatomy, lambda rows: _render(body, rows, img_size, masks), batch_size))
+    n_rays, chain = solids.rays_a_side(img_size), chain_of(anatomy)
+
+    def draw(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        a = anatomy[rows]
+        line_integral, parts = project(a, Chain(*(values[rows] for values in chain)), n_rays, masks)
+        noise = exposure.random_fields(a.keys, img_size, stream=0).to(line_integral)
+        signal = exposure.expose(line_integral, noise, a.photons, a.scatter, a.blur, SIDE_CM)
+        white = exposure.grey_range(signal)[1] + a.window * (0.06 - a.brightness)
+        images = exposure.display(signal, white - a.window, white, a.contrast)
+        return images, {name: solids.covered(patches, line_integral, img_size)
+                        for name, patches in parts.items()}
+
+    return draw_batches(anatomy, draw, batch_size)
 
 
-def _render(body: "Body", rows: slice, img_size: int, masks: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    a = body.anatomy[rows]
-    line_integral, lengths = body.trace(rows, masks)
-    noise = exposure.random_fields(a.keys, img_size, stream=0).to(line_integral)
-    signal = exposure.expose(line_integral, noise, a.photons, a.scatter, a.blur, SIDE_CM)
-    white = exposure.grey_range(signal)[1] + a.window * (0.06 - a.brightness)
-    images = exposure.display(signal, white - a.window, white, a.contrast)
-    return images[:, None], {name: exposure.averaged((length > 0).float(), img_size) >= 0.5
-                             for name, length in lengths.items()}
-
-
-def trace(anatomy: SpineAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Follow n_pixels x n_pixels rays through each of N spines.
+def project(a: SpineAnatomy, chain: Chain, n_pixels: int,
+            with_parts: bool) -> tuple[Tensor, dict[str, list[Patch]]]:
+    """Follow n_pixels x n_pixels rays through each of N spines, whose vertebrae stand as `chain_of` says.
 
     Returns
     -------
     line_integral : Tensor
         (N, H, W) sum of path length times attenuation coefficient.
-    lengths : dict of str to Tensor
-        (N, H, W) path length in cm in each of STRUCTURES and SIGNS, exactly 0 where it does not show.
+    parts : dict of str to list of Patch
+        Path lengths in cm in each of STRUCTURES and SIGNS, exactly 0 where it does not show; none unless
+        asked for.
     """
-    return Body(anatomy, n_pixels).trace(slice(None), True)
-
-
-class Body:
-    """The solids of N patients, made once for all of them; rays pass some of them at a time."""
-
-    def __init__(self, anatomy: SpineAnatomy, n_pixels: int) -> None:
-        self.anatomy, self.n_pixels = anatomy, n_pixels
-        self.chain = chain = _string(anatomy)
-        self.solids = *_air(anatomy), _arches(chain) + _ribs(anatomy, chain) + _pelvis(anatomy, chain)
-
-    def trace(self, rows: slice, with_lengths: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the function `trace` does, for some of the patients."""
-        a, chain = self.anatomy[rows], _Chain(*(values[rows] for values in self.chain))
-        rays = a.placement.rays(self.n_pixels)
-        blank = torch.zeros_like(rays.x)
-        found = [_vertebra(chain, rays, k, with_lengths) for k in range(len(VERTEBRAE))]
-        found += [_disc(chain, rays, k, found[k:k + 2], blank) for k in range(DISCS if with_lengths else 0)]
-        lungs, gas, bones = ([solid.seen(rays, rows) for solid in part] for part in self.solids)
-        trunk = exposure.enlarged(_trunk(a, a.placement.rays(-(-self.n_pixels // 2))), self.n_pixels)
-        air = torch.minimum(solids.summed(solids.joined(blank, gas), lungs), 0.6 * trunk)
-        bone = solids.summed(solids.joined(blank, [part["bone"] for part in found if "bone" in part]), bones)
-        bone = bone * each(BONE_EXCESS * a.bone_density * a.kilovolt)
-        return ((trunk - air) * each(SOFT * a.kilovolt) + bone).clamp(min=_OPEN), {
-            name: solids.joined(blank, [part[name] for part in found if name in part])
-            for name in (STRUCTURES + SIGNS if with_lengths else ())}
-
-
-class _Chain(NamedTuple):
-    """The vertebrae from T11 to S1, with the discs and signs of wear between them; places are x + iy."""
-
-    centre: Tensor  # (N, 8) complex
-    turn: Tensor  # (N, 8) complex, exp(i tilt)
-    width: Tensor  # (N, 8) half sizes
-    height: Tensor
-    turned: Tensor  # (N, 8) misalignment
-    disc: Tensor  # (N, 7) heights
-    lost: Tensor  # (N, 7) fractions of it
-    slip: Tensor  # (N, 7)
-    spurs: Tensor  # (N, 9, 2): 0 above T11 and below S1
-    hardness: Tensor  # (N, 9), likewise
-
-    def at(self, k: int, behind: Number, down: Number) -> tuple[Tensor, Tensor]:
-        """Place a point `behind` cm from the rear wall of vertebra k, `down` half heights from its middle."""
-        place = self.width[:, k] + behind + 1j * self.height[:, k] * down
-        place = self.centre[:, k] + place * self.turn[:, k]
-        return place.real, place.imag
-
-
-def _string(a: SpineAnatomy) -> _Chain:
-    """String the vertebrae up and down from L3."""
-    zero = torch.zeros_like(a.severity)[:, None]
-    bend = a.lordosis * (1 - 0.25 * (a.severity + a.misalignment_image))  # a worn back is flatter
-    tilt = _row(_TILT, zero) * bend[:, None] + a.posture + a.misalignment
-    width, height = a.body_width[:, None] * _row(_WIDTH, zero), a.body_height[:, None] * _row(_HEIGHT, zero)
-    disc = a.disc_height[:, None] * _row(_DISC, zero) * (1 + a.disc_local) * (1 - a.disc_loss)
-    turn = torch.polar(torch.ones_like(tilt), tilt)
-    # from a centre to its lower endplate, through the disc, and from the upper endplate to the next centre
-    down, between = 1j * height * turn, (turn[:, :-1] + turn[:, 1:]) / 2
-    step = down[:, :-1] + (a.slip + 1j * disc) * between + down[:, 1:]
-    centre = torch.cat([0 * step[:, :1], step.cumsum(1)], 1)
-    spurs, hardness = functional.pad(a.osteophytes, (0, 0, 1, 1)), functional.pad(a.sclerosis, (1, 1))
-    centre = centre - centre[:, _L3, None] + _CENTRE
-    return _Chain(centre, turn, width, height, a.misalignment, disc, a.disc_loss, a.slip, spurs, hardness)
+    rays, signs = a.placement.rays(n_pixels), a.signs()
+    blank = torch.zeros_like(rays.x)
+    signs |= {"spurs": functional.pad(signs["osteophytes"], (0, 0, 1, 1)),  # 0 above T11 and below S1
+              "hardness": functional.pad(signs["sclerosis"], (1, 1))}
+    found = [_vertebra(chain, signs, rays, k, with_parts) for k in range(len(VERTEBRAE))]
+    found += [_disc(chain, signs, rays, k, found[k:k + 2], blank) for k in range(DISCS if with_parts else 0)]
+    parts = {name: [part[name] for part in found if name in part] for name in ("bone", *STRUCTURES, *SIGNS)}
+    lungs, gas = _air(a, rays)
+    trunk = solids.enlarged(_trunk(a, a.placement.rays(-(-n_pixels // 2))), n_pixels)
+    air = torch.minimum(solids.summed(joined(blank, gas), lungs), 0.6 * trunk)
+    bone = solids.summed(joined(blank, parts.pop("bone")),
+                         _arches(chain, rays) + _ribs(a, chain, rays) + _pelvis(a, chain, rays))
+    bone = bone * each(BONE_EXCESS * a.bone_density * a.kilovolt)
+    return ((trunk - air) * each(SOFT * a.kilovolt) + bone).clamp(min=_OPEN), parts if with_parts else {}
 
 
 def _near(rays: Rays, centre: Tensor, turn: Tensor, w: Tensor, h: Tensor,
@@ -305,27 +263,27 @@ def _near(rays: Rays, centre: Tensor, turn: Tensor, w: Tensor, h: Tensor,
     """Cut out the box of a turned rectangle with a margin; return places along its sides, +-1 at its rim."""
     x, y, cos, sin = centre.real, centre.imag, turn.real, turn.imag
     wide, high = w * cos + h * sin.abs() + margin, w * sin.abs() + h * cos + margin
-    box, near = rays.within(x - wide, x + wide, y - high, y + high)
+    box, near = rays.within((x - wide, x + wide), (y - high, y + high))
     dx, dy = near.x - each(x), near.y - each(y)
     return box, dx * each(cos / w) + dy * each(sin / w), dy * each(cos / h) - dx * each(sin / h)
 
 
-def _vertebra(c: _Chain, rays: Rays, k: int, with_lengths: bool) -> dict[str, Patch]:
+def _vertebra(c: Chain, signs: dict[str, Tensor], rays: Rays, k: int, with_parts: bool) -> dict[str, Patch]:
     """Body of vertebra k with its walls, endplates and spurs; lengths are those of as much cortical bone."""
-    w, h = c.width[:, k], c.height[:, k]
-    box, u, v = _near(rays, c.centre[:, k], c.turn[:, k], w, h, c.spurs[:, k:k + 2].amax((1, 2)) + 0.1)
+    w, h, spurs = c.width[:, k], c.height[:, k], signs["spurs"][:, k:k + 2]
+    box, u, v = _near(rays, c.centre[:, k], c.turn[:, k], w, h, spurs.amax((1, 2)) + 0.1)
     behind, below, u, v, u2 = _positive(u), _positive(v), u.abs(), v.abs(), u * u
     squared = u2 * (1.29 - 0.29 * (v * v).clamp(max=1))  # hollow walls
     square = squared * squared
     edge = (0.92 + 0.08 * u2 - v) * each(h)  # distance to the endplate, which is hollow, too
     solid = solids.half_chord(squared * (0.15 + 0.85 * square)) * (edge * 8).clamp(0, 1)  # flat in front
-    upper, lower = c.hardness[:, k], c.hardness[:, k + 1]
+    upper, lower = signs["hardness"][:, k:k + 2].unbind(1)
     depth = _blend(1 / (0.2 + 0.7 * upper), 1 / (0.2 + 0.7 * lower), below)
     band = (1 - edge * depth).clamp(min=0) * solid * _blend(upper, lower, below)
     body = solid * (0.9 + 1.8 * square + (2 - edge * 7).clamp(min=0)) + 3.2 * band  # walls, endplates
     if k == DISCS:  # fused with the sacrum below
         body = body * (0.5 - 0.6 * v * (2 * below - 1)).clamp(0, 1)
-    (front, back), (front_below, back_below) = c.spurs[:, k].unbind(1), c.spurs[:, k + 1].unbind(1)
+    front, back, front_below, back_below = spurs.flatten(1).unbind(1)
     size = _blend(front, back, behind) + (
         each(front_below - front) + each(back_below - back - front_below + front) * behind) * below
     out = (u - 0.93) * each(w)
@@ -334,8 +292,8 @@ def _vertebra(c: _Chain, rays: Rays, k: int, with_lengths: bool) -> dict[str, Pa
     spur = solids.half_chord(reach / (size + 0.02) + rise * rise)
     spur = spur * (1 + out * 2).clamp(0, 1) * (size * 5).clamp(max=1)
     found = {"bone": body + 1.5 * spur}
-    if with_lengths:
-        turned = (c.turned[:, k].abs() >= VISIBLE["misalignment"]).to(body.dtype)
+    if with_parts:
+        turned = signs["misalignment"][:, k].abs() >= VISIBLE["misalignment"]
         hard = _blend((upper > VISIBLE["sclerosis"]).to(w), (lower > VISIBLE["sclerosis"]).to(w), below)
         found |= {"vertebrae": body, "misalignment": body * each(turned), "sclerosis": band * hard,
                   "osteophytes": spur * _positive(u - 1) * _positive(size - VISIBLE["osteophytes"])}
@@ -352,7 +310,8 @@ def _blend(first: Tensor, second: Tensor, where: Tensor) -> Tensor:
     return each(first) + each(second - first) * where
 
 
-def _disc(c: _Chain, rays: Rays, k: int, bodies: list[dict[str, Patch]], blank: Tensor) -> dict[str, Patch]:
+def _disc(c: Chain, signs: dict[str, Tensor], rays: Rays, k: int, bodies: list[dict[str, Patch]],
+          blank: Tensor) -> dict[str, Patch]:
     """Mark the room between vertebrae k and k + 1, which the image shows as a gap."""
     w = torch.minimum(c.width[:, k], c.width[:, k + 1])
     up, low = c.turn[:, k], c.turn[:, k + 1]
@@ -360,53 +319,54 @@ def _disc(c: _Chain, rays: Rays, k: int, bodies: list[dict[str, Patch]], blank: 
     high = (c.disc[:, k] + (up - low).imag.abs() * w) / 2 + 0.15  # endplates are hollow
     box, u, v = _near(rays, middle, (up + low) / 2, w, high, 0.0)
     room = 4.0 * solids.half_chord(u * u) * _positive(1 - v.abs())
-    gap = room * (1 - _positive(solids.joined(blank, [body["vertebrae"] for body in bodies])[box]))
-    lost, stepped = ((value[:, k].abs() >= VISIBLE[name]).to(w.dtype)
-                     for name, value in (("disc_loss", c.lost), ("slip", c.slip)))
-    return {"discs": Patch(box, gap), "disc_loss": Patch(box, gap * each(lost)),
-            "slip": Patch(box, room * each(stepped))}
+    gap = room * (1 - _positive(joined(blank, [body["vertebrae"] for body in bodies])[box]))
+    lost, stepped = (each(signs[name][:, k].abs() >= VISIBLE[name]) for name in ("disc_loss", "slip"))
+    return {"discs": Patch(box, gap), "disc_loss": Patch(box, gap * lost), "slip": Patch(box, room * stepped)}
 
 
-def _arches(c: _Chain) -> list[Solid]:
-    """Pedicle, joints and spinous process behind each body; the sacrum has its own."""
-    shapes = (((-0.1, -0.45), (0.9, -0.35)), 0.6), (((1.0, -1.25), (1.75, 1.35)), 0.45), (
-        ((2.3, 0.5), (4.5, 0.85), (4.3, 1.3)), 0.65)
-    return [Tube([c.at(k, *point) for point in points], radius, is_bone=True)
-            for k in range(1, DISCS) for points, radius in shapes]  # that of T11 hides behind ribs
+def _arches(c: Chain, rays: Rays) -> list[Patch]:
+    """Pedicle, joints and spinous process behind each body but T11 (behind ribs) and the sacrum."""
+    arches = []
+    for arch in c.places[:, :-3].split(len(_ARCH), 1):
+        places = [(place.real, place.imag) for place in arch.unbind(1)]
+        arches += [tube(rays, part, radius, is_bone=True)
+                   for part, radius in ((places[:2], 0.6), (places[2:4], 0.45), (places[4:], 0.65))]
+    return arches
 
 
-def _ribs(a: SpineAnatomy, c: _Chain) -> list[Solid]:
+def _ribs(a: SpineAnatomy, c: Chain, rays: Rays) -> list[Patch]:
     """The eleventh and twelfth ribs of both sides: backwards from the spine, then forwards and down."""
-    ribs: list[Solid] = []
-    for (k, reach), side in itertools.product(((0, -10.0), (1, -4.5)), (0, 1)):
-        (x, y), drop = c.at(k, -0.3, -0.4), a.rib_drop[:, side]
+    ribs = []
+    for (k, reach), side in itertools.product(((-3, -10.0), (-2, -4.5)), (0, 1)):
+        head, drop = c.places[:, k], a.rib_drop[:, side]
         points = (0.0, 0.0), (2.6, 1.4), (1.0 + reach / 2, 3.0 - 0.46 * reach), (reach, 3.4 - 0.7 * reach)
-        ribs.append(Tube([(x + u, y + v * drop + 0.6 * side) for u, v in points], 0.42, is_bone=True))
+        ribs.append(tube(rays, [(head.real + u, head.imag + v * drop + 0.6 * side) for u, v in points], 0.42,
+                         is_bone=True))
     return ribs
 
 
-def _pelvis(a: SpineAnatomy, c: _Chain) -> list[Solid]:
+def _pelvis(a: SpineAnatomy, c: Chain, rays: Rays) -> list[Patch]:
     """Sacrum, and the wings of both hip bones, each a crest around thin bone."""
-    x, y = c.at(DISCS, -c.width[:, -1], 0.0)
-    pelvis: list[Solid] = [Ellipsoid(x + 1.1, y + 1.5, 1.5, 2.8, 0.7, -0.65),
-                           Ellipsoid(x + 3.0, y + 3.9, 1.3, 2.4, 0.7, -0.8)]
+    x, y = c.places[:, -1].real, c.places[:, -1].imag
+    pelvis = [ellipsoid(rays, x + 1.1, y + 1.5, 1.5, 2.8, 0.7, -0.65),
+              ellipsoid(rays, x + 3.0, y + 3.9, 1.3, 2.4, 0.7, -0.8)]
     for beside in (0.0, 0.8):  # the sides differ by the divergence of the beam
         centre = x - 1.2 + beside, a.hip_y + 6.5 + beside
-        pelvis += [Ellipsoid(*centre, 6.8, 6.5, 0.9), Ellipsoid(*centre, 6.3, 6.0, -0.75)]
+        pelvis += [ellipsoid(rays, *centre, 6.8, 6.5, 0.9), ellipsoid(rays, *centre, 6.3, 6.0, -0.75)]
     return pelvis
 
 
-def _air(a: SpineAnatomy) -> tuple[list[Solid], list[Solid]]:
+def _air(a: SpineAnatomy, rays: Rays) -> tuple[list[Patch], list[Patch]]:
     """The lungs of both sides above and behind the diaphragm, and gas in loops of the bowel."""
-    lungs: list[Solid] = []
-    gas: list[Solid] = []
+    lungs, gas = [], []
     for y in (a.dome_y, a.dome_y + 1.1):
-        lungs += [Ellipsoid(-4.0, y - 9.0, 13.0, 9.0, 2.5), Ellipsoid(6.0, y - 6.0, 4.5, 9.5, 1.8)]
+        lungs += [ellipsoid(rays, -4.0, y - 9.0, 13.0, 9.0, 2.5),
+                  ellipsoid(rays, 6.0, y - 6.0, 4.5, 9.5, 1.8)]
     for loop, k in itertools.product(range(N_GAS // 3), range(3)):  # three bubbles to a loop
         across, down, size, shape = (1.3 * a.gas[:, 3 * loop] + 0.8 * a.gas[:, 3 * loop + k]).unbind(1)
         width = (0.95 + 0.28 * size).clamp(min=0.1)
         height = width * (1 + 0.15 * shape).clamp(min=0.3)
-        gas.append(Ellipsoid(across - 8.0, 4.0 * loop + down - 3.0, width, height, 0.8 * width, shape))
+        gas.append(ellipsoid(rays, across - 8.0, 4.0 * loop + down - 3.0, width, height, 0.8 * width, shape))
     return lungs, gas
 
 
@@ -414,5 +374,5 @@ def _trunk(a: SpineAnatomy, rays: Rays) -> Tensor:
     """Thickness from side to side: less in front and behind, more at the hips; fat and muscle vary it."""
     u = (rays.x - each(a.back_x)) * (1 / 12.5) + 1
     u, hips = u * u, ((rays.y - 1.0) * (1 / 10.0)).clamp(0, 1)
-    tissue = exposure.enlarged(exposure.random_fields(a.keys, 16, stream=1).to(rays.x), rays.x.shape[-1])
+    tissue = solids.enlarged(exposure.random_fields(a.keys, 16, stream=1).to(rays.x), rays.x.shape[-1])
     return solids.half_chord(u * u * u) * (1 + 0.1 * hips * hips) * each(a.trunk_width) * (1 + 0.015 * tissue)

@@ -1,7 +1,6 @@
-"""Chests: the same bytes however they are drawn, true masks, findings where they belong, slopes that fit."""
+"""Chests: true masks, findings where they belong, one exposure at any size, slopes that fit."""
 
 import dataclasses
-import hashlib
 import itertools
 import math
 import subprocess
@@ -22,7 +21,7 @@ from genailab_helpers.phantoms.chest import (
     SIDE_CM,
     STRUCTURES,
     ChestAnatomy,
-    ChestRender,
+    Render,
     render_chests,
     sample_chests,
     sample_hospital,
@@ -36,92 +35,27 @@ def upright(anatomy: ChestAnatomy) -> ChestAnatomy:
 
 
 @pytest.fixture(scope="module")
-def chests() -> ChestRender:
+def chests() -> Render:
     return render_chests(upright(sample_chests(24, seed=5)), 96, masks=True)
 
 
 @pytest.fixture(scope="module")
-def lesions() -> dict[str, ChestRender]:
+def lesions() -> dict[str, Render]:
     return {f: render_chests(upright(sample_chests(12, 3, f)), 96, masks=True) for f in FINDINGS}
 
 
-def digest(images: Tensor) -> str:
-    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
-
-
-
-
-@pytest.mark.parametrize("img_size", [32, 100, 128])
-def test_same_bytes_in_any_batch(img_size: int) -> None:
-    anatomy = sample_chests(7, 11, FINDINGS, {"marker": 0.5, "text": 0.5, "collimation": 0.5})
-    whole = render_chests(anatomy, img_size, masks=True)
-    for parts in (render_chests(anatomy, img_size, masks=True, batch_size=1),
-                  render_chests(anatomy, img_size, masks=True, batch_size=3)):
-        assert torch.equal(whole.images, parts.images)
-        assert all(torch.equal(whole.masks[name], parts.masks[name]) for name in whole.masks)
-    assert torch.equal(render_chests(anatomy, img_size).images, whole.images)  # masks change no pixel
-
-
-def test_same_bytes_with_any_number_of_threads() -> None:
-    code = ("import sys, hashlib, torch; torch.set_num_threads(int(sys.argv[1]));"
-            "from genailab_helpers.phantoms.chest import *\n"
-            "for size in (32, 100, 128):\n"
-            "    films = render_chests(sample_chests(60, 2, FINDINGS), size).images\n"
-            "    print(hashlib.sha256(films.numpy().tobytes()).hexdigest(), torch.get_num_threads())")
-    printed = [subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True,
-                              check=True).stdout for n in (1, 2, 3)]
-    sums = [[line.split()[0] for line in out.splitlines()] for out in printed]
-    assert len(sums[0]) == 3
-    assert sums[0] == sums[1] == sums[2]
-    assert [out.split()[-1] for out in printed] == ["1", "2", "3"]  # and the setting is left as it was
-
-
-def test_fewer_chests_are_the_first_of_many() -> None:
-    few, many = sample_chests(4, 9, FINDINGS), sample_chests(50, 9, FINDINGS)
-    for field in dataclasses.fields(few):
-        assert torch.equal(getattr(few, field.name), getattr(many, field.name)[:4]), field.name
-
-
-def test_seeds_and_chests_differ() -> None:
-    films = torch.cat([render_chests(sample_chests(3, seed), 32).images for seed in (0, 1)])
-    assert len({digest(film) for film in films}) == 6
-
-
-@pytest.mark.parametrize("img_size", [16, 97, 128])
-def test_shape_range_type(img_size: int) -> None:
-    images = render_chests(sample_chests(3, 1), img_size).images
-    assert images.shape == (3, 1, img_size, img_size)
-    assert images.dtype == torch.float32
-    assert images.abs().max() <= 1
-    assert images.std() > 0.2
-
-
-@pytest.mark.parametrize("img_size", [0, -1, 15, 3.5, True])
-def test_impossible_sizes(img_size: Any) -> None:
-    with pytest.raises(ValueError, match="img_size") as error:
-        render_chests(sample_chests(1), img_size)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(("arguments", "named"), [
-    ({"n_samples": 0}, "n_samples"), ({"n_samples": 2.0}, "n_samples"), ({"seed": -1}, "seed"),
-    ({"seed": True}, "seed"), ({"finding": "Flu"}, "Flu"), ({"finding": []}, "finding"),
-    ({"finding": {"Normal": -1, "COVID": 2}}, "finding"),
-    ({"finding": {"Normal": 0}}, "finding"), ({"finding": {"Flu": 1}}, "Flu"),
+    ({"finding": "Flu"}, "Flu"), ({"finding": []}, "finding"), ({"finding": {"Normal": 0}}, "finding"),
+    ({"finding": {"Normal": -1, "COVID": 2}}, "finding"), ({"finding": {"Flu": 1}}, "Flu"),
     ({"confounders": {"ring": 0.5}}, "ring"), ({"confounders": {"text": 1.5}}, "1.5"),
     ({"confounders": {"text": {"Flu": 0.5}}}, "Flu"), ({"confounders": {"text": math.nan}}, "nan")])
-def test_wrong_wishes_are_named(arguments: dict[str, Any], named: str) -> None:
+def test_wrong_findings_and_confounders_are_named(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named) as error:
-        sample_chests(**({"n_samples": 2} | arguments))
+        sample_chests(2, **arguments)
     assert "\n" not in str(error.value)
 
 
-def test_unknown_field() -> None:
-    with pytest.raises(ValueError, match="hart_width"):
-        sample_chests(1).changed(hart_width=0.2)
-
-
-def test_every_structure_shows_in_most_chests(chests: ChestRender) -> None:
+def test_every_structure_shows_in_most_chests(chests: Render) -> None:
     for name in STRUCTURES:
         share = chests.masks[name].flatten(1).any(1).float().mean()
         assert share >= 0.75, f"{name} shows in {share:.0%}"
@@ -239,14 +173,14 @@ def test_spine_and_clavicles_can_be_left_out() -> None:
     assert not torch.equal(bare.images, render_chests(anatomy, 96).images)
 
 
-def test_lesions_lie_inside_lungs(lesions: dict[str, ChestRender]) -> None:
+def test_lesions_lie_inside_lungs(lesions: dict[str, Render]) -> None:
     for finding in FINDINGS[1:]:
         masks = lesions[finding].masks
         assert not (masks["lesion"] & ~masks["right_lung"] & ~masks["left_lung"]).any()
         assert masks["lesion"].flatten(1).any(1).float().mean() > 0.9, finding
 
 
-def test_each_finding_has_its_place(lesions: dict[str, ChestRender]) -> None:
+def test_each_finding_has_its_place(lesions: dict[str, Render]) -> None:
     share = {f: [half.float().mean((1, 2)) for half in lesions[f].masks["lesion"].split(48, dim=2)]
              for f in FINDINGS}
     for right, left in zip(*share["Pneumonia"], strict=True):
@@ -313,7 +247,7 @@ def test_hospitals_differ_in_prevalence_marks_and_machine_and_in_nothing_else() 
     assert abs(here.severity.mean() - there.severity.mean()) < 0.03
     assert abs(there.window.mean() - here.window.mean() - HOSPITALS["B"].shifts["window"]) < 0.03
     assert (there.blur < exposure.MOST_BLUR).float().mean() > 0.9  # the renderer takes them as they are
-    with pytest.raises(ValueError, match="hospital='C': expected one of A, B, or a Hospital"):
+    with pytest.raises(ValueError, match="hospital='C': expected one of A, B"):
         sample_hospital(3, "C")
 
 
@@ -365,19 +299,6 @@ def test_slopes_are_those_of_finite_differences() -> None:
         lines = [trace(dataclasses.replace(anatomy, **{name: start + s}), 64)[0].sum() for s in (step, -step)]
         assert value.grad is not None
         assert float(value.grad) == pytest.approx(float(lines[0] - lines[1]) / (2 * step), rel=0.05), name
-
-
-def test_slopes_and_films_are_finite_far_out() -> None:
-    generator = torch.Generator().manual_seed(0)
-    anatomy = sample_chests(60, 2, FINDINGS)
-    drawn = [f for f in dataclasses.fields(anatomy) if f.metadata]
-    far = {f.name: (torch.tensor(f.metadata["mean"]) + f.metadata["spread"] * (
-        torch.rand(60, *f.metadata["shape"], generator=generator) * 12 - 6)).requires_grad_() for f in drawn}
-    films = render_chests(dataclasses.replace(anatomy, **far), 32).images
-    films.sum().backward()
-    assert films.isfinite().all()
-    for name, value in far.items():
-        assert value.grad is None or value.grad.isfinite().all(), name
 
 
 @pytest.mark.slow

@@ -54,10 +54,9 @@ def test_ceiling_is_what_the_best_thresholds_reach(kappa: float) -> None:
     assert ceiling > kappa + 0.03
 
 
-@pytest.mark.parametrize("arguments", [{"kappa": 0.5}, {"kappa": 0.95}, {"kappa": float("nan")},
-                                       {"n_raters": 1}, {"n_raters": 2.5}, {"severity": torch.tensor([1.2])},
-                                       {"severity": torch.tensor([float("nan")])},
-                                       {"severity": torch.zeros(2, 2)}])
+@pytest.mark.parametrize("arguments", [
+    {"kappa": 0.5}, {"kappa": 0.95}, {"kappa": float("nan")}, {"severity": torch.tensor([1.2])},
+    {"severity": torch.tensor([float("nan")])}, {"severity": torch.zeros(2, 2)}])
 def test_impossible_raters(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))) as error:
         simulate_raters(**({"severity": torch.tensor([0.5])} | arguments))

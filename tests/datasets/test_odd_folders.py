@@ -73,33 +73,6 @@ def test_what_is_called_like_a_table_and_is_none(tmp_path, put, kind):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        '{"labels": [["Normal/a.png", 1000000000]]}',
-        '{"labels": [["Normal/a.png", Infinity]]}',
-        '{"labels": [["", 0]]}',
-        '{"labels": [["Normal/a.png", 0.5]]}',
-        '{"labels": [["Normal/a.png", -1]]}',
-        '{"labels": [["Normal/a.png", null]]}',
-        '{"labels": []}',
-        '{"labels": null}',
-        "[]",
-        '{"labels": [[["Normal/a.png"], 0]]}',
-        "[" * 100_000,
-        '{"labels": [["Normal/a.png", [0, 1]]]}',
-    ],
-)
-def test_a_label_file_without_sense_is_one_line(tmp_path, put, content):
-    put(tmp_path, "Normal/a.png")
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(
-        ValueError, match=r"dataset.json: expected \{\"labels\": .* make it with `genailab"
-    ) as caught:
-        index_images(tmp_path / "dataset.json")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "sep=;\nfile;patient\na.png;p1\n",

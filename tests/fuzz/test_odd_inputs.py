@@ -315,36 +315,27 @@ class Runs:
 
 
 class Folders:
-    """Label files and tables of a small data set."""
+    """Tables of a small data set."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.images = folder, [f"{label}/{i}.png" for label in ("A", "B") for i in range(2)]
         for number, name in enumerate(self.images):
             (folder / name).parent.mkdir(exist_ok=True)
             Image.new("L", (20, 20), 40 * number).save(folder / name)
-        self.labels = {"labels": [[name, number // 2] for number, name in enumerate(self.images)]}
         self.table = "file,class,patient,split\n" + "".join(
             f"{name},A,p{i},train\n" for i, name in enumerate(self.images)
         )
 
     def __call__(self, rng: Random) -> None:
+        path, text = self.folder / "odd.csv", self.table
         if rng.random() < 0.5:
-            path = self.folder / "dataset.json"
-            path.write_bytes(odd_text(rng, self.labels))
-            found = RadiographFolder(path, 16)
-            assert set(found.targets) <= set(range(len(found.classes)))
-            assert len(found.classes) <= 1000
-            check(found[0][0][None], 16)
-        else:
-            path, text = self.folder / "odd.csv", self.table
-            if rng.random() < 0.5:
-                cells = text.replace("\n", ",\n").split(",")
-                cells[int(rng.integers(len(cells)))] = str(some(rng, ODD))
-                text = some(rng, ("", "sep=;\n", "\n\n;;\n")) + some(rng, ",;\t").join(cells)
-            content = text.encode("utf-8", "surrogateescape")
-            path.write_bytes(damage(rng, content) if rng.random() < 0.5 else content)
-            person_columns(path)
-            assert list(index_images(self.folder, path).index) == self.images
+            cells = text.replace("\n", ",\n").split(",")
+            cells[int(rng.integers(len(cells)))] = str(some(rng, ODD))
+            text = some(rng, ("", "sep=;\n", "\n\n;;\n")) + some(rng, ",;\t").join(cells)
+        content = text.encode("utf-8", "surrogateescape")
+        path.write_bytes(damage(rng, content) if rng.random() < 0.5 else content)
+        person_columns(path)
+        assert list(index_images(self.folder, path).index) == self.images
 
 
 class Caches:

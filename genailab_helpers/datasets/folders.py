@@ -321,5 +321,5 @@ def _refuse_colours(images: pd.DataFrame) -> None:
             colours.append(np.sqrt((axes[1:]**2).sum() / len(pixels)))
     if (n_coloured := sum(colour > COLOURED for colour in colours)) > len(looked_at) / 2:
         raise ValueError(f"{images.attrs['root']}: {n_coloured} of {len(looked_at)} images looked at are in "
-                         f"colour (channels differ by {np.median(colours):.0f} of 255 levels); expected "
+                         f"colour (channels differ by {np.median(colours):.0f} levels); expected "
                          "radiographs, which are grey")

@@ -131,8 +131,7 @@ def _find(root: Path) -> tuple[list[str], list[list[str]]]:
         raise ValueError(f"{root}: {what}; expected a folder of radiographs")
 
     def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: this folder may not be read ({error.strerror}); check its "
-                         "permissions") from error
+        raise ValueError(f"{error.filename}: this folder may not be read ({error.strerror})") from error
 
     images, folders, others, first = [], [], Counter[str](), dict[str, str]()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -264,8 +263,7 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     if chosen["file"] is None:
         raise ValueError(f"{path}: no column for the image among {lines[first].strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
-    rows = pd.DataFrame({kind: "" if name is None else read[name] for kind, name in chosen.items()},
-                        read.index)
+    rows = pd.DataFrame({kind: read[name] if name else "" for kind, name in chosen.items()}, read.index)
     rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
     rows = rows.replace(f"^'{FORMULA}", r"\1", regex=True)
     rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
@@ -424,5 +422,4 @@ def check_manifest(manifest: Collection[str], train: Tensor, **held_out: Tensor)
             raise ValueError(f"{part}: the generator has seen {leaked} of its {len(images)} images; whatever "
                              "is trained on what it makes knows them, too: train it on the training images")
     if unknown := len(seen.difference(image_hashes(train))):
-        raise ValueError(f"manifest: {unknown} of {len(seen)} images are none of the training; expected "
-                         "those of the training alone, in the size in which they are used")
+        raise ValueError(f"manifest: {unknown} of {len(seen)} images are none of the training, in this size")

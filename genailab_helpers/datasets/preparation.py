@@ -107,8 +107,7 @@ def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool =
     """
     names = sort_classes(map(canonical_class, classes))
     if not names or not all(map(_is_class_name, names)):
-        raise ValueError(f"classes {', '.join(names) or 'missing'}: expected names that a folder can have, "
-                         "such as Normal")
+        raise ValueError(f"classes {', '.join(names) or 'missing'}: expected names that a folder can have")
     if not dry_run:
         with whole_folder(output) as new:
             for folder in (new / split / name for split in SPLITS for name in names):
@@ -165,13 +164,12 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     left_out["not an image"] = [name for name in index.other_files(images) if "/." not in f"/{name}"
                                 and root / name != Path(images.attrs["table"])]
     if placed.empty:
-        raise ValueError(f"{root}: none of {len(images)} images has a known class; name the folders after "
-                         "classes, or give the class names or a table")
+        raise ValueError(f"{root}: none of {len(images)} images has a known class; give names or a table")
     if 0 < (placed["split"] == "").sum() < len(placed):
         notes = ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""
     placed["file"] = _names_apart(_places(placed))
-    return _write("organize", placed, output, shutil.copy, dry_run, replace, left_out, notes)
+    return _write("organize", placed, output, _copy, dry_run, replace, left_out, notes)
 
 
 def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
@@ -257,7 +255,7 @@ def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RA
     FileExistsError
         As `organize`.
     """
-    makers = {"copy": shutil.copy, "link": _link, "manifest": None}
+    makers = {"copy": _copy, "link": _link, "manifest": None}
     if mode not in makers:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(makers)}")
     share = _round_ratios(ratios)
@@ -376,16 +374,13 @@ def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: i
         splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
         for number, (_, test) in enumerate(splitter.split(order, code[order], member[order])):
             fold[order[test]] = number
-    held = np.zeros((N_FOLDS, code.max() + 1))
-    np.add.at(held, (fold, code), 1)
+    held = pd.crosstab(fold, code).reindex(range(N_FOLDS), fill_value=0).to_numpy()
     seats = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
     ways = np.random.default_rng(seed).permuted(np.tile(seats, (_DRAWS, 1)), axis=1)  # the split of each fold
     reached = np.stack([(ways == number) @ held for number in range(len(SPLITS))], 1) / held.sum(0)
     off = np.abs(reached - share[:, None])
     best = ((off - TOLERANCE).clip(0).sum((1, 2)) + off.max((1, 2))).argmin()
-    of_group = np.empty(member.max() + 1, dtype=int)
-    of_group[member] = ways[best][fold]
-    return of_group
+    return pd.Series(ways[best][fold]).groupby(member).first().to_numpy()
 
 
 def _round_ratios(ratios: Sequence[float]) -> np.ndarray:
@@ -518,6 +513,16 @@ def _refuse_foreign(target: Path) -> None:
                               "does not list, so it is not replaced; move them out or choose another folder")
 
 
+def _keep_private(target: Path, *sources: str) -> None:
+    """Let nobody read what is made of images who may not read all of them."""
+    target.chmod(np.bitwise_and.reduce([os.stat(path).st_mode for path in (str(target), *sources)]))
+
+
+def _copy(source: str, target: Path) -> None:
+    shutil.copyfile(source, target)
+    _keep_private(target, source)
+
+
 def _link(source: str, target: Path) -> None:
     os.link(os.path.realpath(source), target)
 
@@ -527,7 +532,7 @@ def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None
     image = _FITS[fit](Image.fromarray(unit.numpy()), (img_size, img_size), Image.Resampling.BILINEAR)
     Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8)).save(
         target, "PNG", pnginfo=kept_mark(Path(source)))
-    shutil.copymode(source, target)
+    _keep_private(target, source)
 
 
 def _write(what: str, placed: pd.DataFrame, output: str | Path, make: Callable[[str, Path], object] | None,
@@ -566,6 +571,5 @@ def _fill(new: Path, placed: pd.DataFrame,
     noted = noted.sort_values("file")[["file", "class", "patient", "split", "source"]]
     noted.replace(f"^{index.FORMULA}", r"'\1", regex=True).to_csv(
         new / index.TABLE, index=False, lineterminator="\n")
-    modes = [os.stat(path).st_mode for path in placed["path"]]
-    (new / index.TABLE).chmod(np.bitwise_and.reduce(modes) & 0o666)  # as private as the most private image
+    _keep_private(new / index.TABLE, *placed["path"])
     return placed, bad

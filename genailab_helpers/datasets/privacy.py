@@ -104,20 +104,20 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
     that name or identify somebody, those of free text in which nothing telling was recognised, whether there
     is a patient number, which may be a pseudonym, and whether the image is marked as synthetic.
     """
-    header, personal, texts = _dicom_header(path), [], []
+    header, texts = _dicom_header(path), []
+    if header.get("PatientIdentityRemoved") == "YES":
+        return [], [], False, False
+    personal = [f"DICOM {name}" for name, value in header.items()
+                if _PERSON_FIELDS.match(name) and not _ANONYMOUS.search(value)
+                and (re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate")]
     tags = {} if header else _metadata(path)
-    removed = header.get("PatientIdentityRemoved") == "YES"
-    for name, value in {} if removed else header.items():
-        telling = re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate"
-        if _PERSON_FIELDS.match(name) and telling and not _ANONYMOUS.search(value):
-            personal.append(f"DICOM {name}")
     for name, text in tags.items():
         free = name.lower() in _TEXTS
         if text and (_TELLING.search(name) or (free and (names_somebody(text) or _TELLING.search(text)))):
             personal.append(name)
         elif text and free:
             texts.append(name)
-    return personal, texts, "PatientID" in header and not removed, SYNTHETIC in tags
+    return personal, texts, "PatientID" in header, SYNTHETIC in tags
 
 
 def person_columns(table: Path) -> list[str]:

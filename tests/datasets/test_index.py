@@ -91,14 +91,17 @@ def test_a_row_means_the_image_at_its_path_or_whose_folders_agree(tmp_path, put,
     assert match_table(index_images(tmp_path), table)["image"].tolist() == [image]
 
 
-@pytest.mark.parametrize("text", [
-    "filename,class,patient_id,split\na/x 1.png,NORMAL,7,valid\n",
-    "\ufeffImage Index;Finding Labels;Patient ID;subset\na\\x 1.png;No Finding;7;validation\n\n",
-    'other\tgroup\tGrade\tpath\tsplit\n1\t7\tnormal\t"./a/x 1.png"\tval\n'])
-def test_a_table_is_read_whatever_its_dialect_and_columns(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize(("text", "line"), [
+    ("filename,class,patient_id,split\na/x 1.png,NORMAL,7,valid\n", 2),
+    ("\ufeffImage Index;Finding Labels;Patient ID;subset\na\\x 1.png;No Finding;7;validation\n\n", 2),
+    ('other\tgroup\tGrade\tpath\tsplit\n1\t7\tnormal\t"./a/x 1.png"\tval\n', 2),
+    ("sep=;\nfile;patient;class;split\na/x 1.png;7;Normal;val\n", 3),  # as Excel writes it
+    ("\n;;\nfile;patient;class;split\n;;;\na/x 1.png;7;Normal;val\n\n", 5),
+    ('\ufeff"sep=;"\r\n\r\nfile;patient;class;split\r\na/x 1.png;7;Normal;val\r\n', 4)])
+def test_a_table_is_read_whatever_its_dialect_and_columns(tmp_path, text, line):
+    (tmp_path / "t.csv").write_bytes(text.encode())
     assert read_table(tmp_path / "t.csv").to_dict("index") == {
-        2: {"file": "a/x 1.png", "class": "Normal", "patient": "7", "split": "val"}}
+        line: {"file": "a/x 1.png", "class": "Normal", "patient": "7", "split": "val"}}
 
 
 @pytest.mark.parametrize("root", [".", "train"])

@@ -405,7 +405,7 @@ def test_a_killed_run_leaves_the_old_folder_and_runs_again(tmp_path, put, monkey
     organize(put(tmp_path / "other", "Normal/x.png"), out)
     old = bytes_below(out)
 
-    def deadly(source: str, target: Path, **more: object) -> None:
+    def deadly(source: str, target: Path) -> None:
         target.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
 

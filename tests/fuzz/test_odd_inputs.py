@@ -26,7 +26,7 @@ from PIL import Image
 
 import genailab_helpers
 from genailab_helpers import features, radiographs
-from genailab_helpers.checkpoints import save_checkpoint
+from genailab_helpers.checkpoints import load_checkpoint, save_checkpoint
 from genailab_helpers.classification.losses import LOSSES
 from genailab_helpers.classification.networks import build_backbone
 from genailab_helpers.classification.training import Classifier, load_classifier, save_classifier
@@ -43,48 +43,9 @@ SECONDS, BYTES = 2.0, 2**30  # that one input may take, of a processor and of me
 
 Random = np.random.Generator
 ODD = [
-    None,
-    0,
-    1,
-    -1,
-    2,
-    3,
-    7,
-    16,
-    255,
-    4096,
-    65535,
-    2**31,
-    10**9,
-    10**400,
-    0.5,
-    1e308,
-    -1e-9,
-    float("nan"),
-    float("inf"),
-    True,
-    "",
-    "0",
-    "nan",
-    "inf",
-    "1e400",
-    "../../outside/x",
-    "/tmp/x",
-    "CON",
-    "Normal.",
-    "=1+1",
-    "$x^{",
-    "a\0b",
-    "\udcff",
-    "ä",
-    "x" * 300,
-    "<b>",
-    [],
-    [[]],
-    [1, 2],
-    ["a"],
-    {},
-    {"a": 1},
+    None, 0, 1, -1, 2, 3, 7, 16, 255, 4096, 65535, 2**31, 10**9, 10**400, 0.5, 1e308, -1e-9, float("nan"),
+    float("inf"), True, "", "0", "nan", "inf", "1e400", "../../outside/x", "/tmp/x", "CON", "Normal.", "=1+1",
+    "$x^{", "a\0b", "\udcff", "ä", "x" * 300, "<b>", [], [[]], [1, 2], ["a"], {}, {"a": 1},
 ]
 
 
@@ -107,9 +68,8 @@ def damage(rng: Random, content: bytes) -> bytes:
         elif how == 5:
             data[at : at + n] = rng.bytes(n)
         else:  # a number of a header
-            data[at : at + 4] = struct.pack(
-                some(rng, ("<I", ">I")), some(rng, (0, 1, 7000, 60000, 2**31, 2**32 - 1))
-            )
+            kind = some(rng, ("<I", ">I"))
+            data[at : at + 4] = struct.pack(kind, some(rng, (0, 1, 7000, 60000, 2**31, 2**32 - 1)))
     return bytes(data)
 
 
@@ -178,12 +138,8 @@ class Images:
                 content = damage(rng, content)
             chunks[at] = (kind, content)
             return base[:8] + b"".join(
-                struct.pack(">I", len(content))
-                + kind
-                + content
-                + struct.pack(">I", zlib.crc32(kind + content))
-                for kind, content in chunks
-            )
+                struct.pack(">I", len(content)) + kind + content
+                + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in chunks)
         return damage(rng, base)
 
     def __call__(self, rng: Random) -> None:
@@ -222,9 +178,7 @@ class Dicom(Images):
     def make(self, rng: Random) -> bytes:
         data = pydicom.Dataset()
         data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = some(
-            rng, ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99")
-        )
+        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2" + some(rng, ("", ".1", ".1", ".1.99"))
         data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.2.3"
         data.Modality, data.PhotometricInterpretation = "CR", some(rng, ("MONOCHROME1", "MONOCHROME2"))
         data.SamplesPerPixel, data.Rows, data.Columns, data.PixelRepresentation = 1, 20, 24, 0
@@ -233,22 +187,15 @@ class Dicom(Images):
         for name in rng.choice(FIELDS, int(rng.integers(0, 4)), replace=False):
             table = pydicom.Dataset()
             if rng.random() < 0.7:
-                table.LUTDescriptor, table.LUTData = (
-                    [4096, 0, some(rng, (8, 12, 16))],
-                    [1] * int(some(rng, (0, 5, 4096))),
-                )
-            value = (
-                some(rng, ODD)
-                if not name.endswith("Sequence")
-                else some(rng, ([], [table], [pydicom.Dataset()]))
-            )
+                table.LUTDescriptor = [4096, 0, some(rng, (8, 12, 16))]
+                table.LUTData = [1] * int(some(rng, (0, 5, 4096)))
+            tables = [], [table], [pydicom.Dataset()]
+            value = some(rng, tables if name.endswith("Sequence") else ODD)
             try:
                 setattr(data, str(name), value)
                 pydicom.filewriter.write_data_element(pydicom.filebase.DicomBytesIO(), data[str(name)])
-            except Exception:
-                data.add_new(
-                    str(name), pydicom.datadict.dictionary_VR(str(name)), None
-                )  # it cannot be written
+            except Exception:  # it cannot be written
+                data.add_new(str(name), pydicom.datadict.dictionary_VR(str(name)), None)
         stream = BytesIO()
         try:
             data.save_as(stream, enforce_file_format=True)
@@ -270,9 +217,7 @@ class Models:
         save_denoiser(folder / "denoiser", Denoiser(network, 16, 8))
         self.loaders = {"classifier": load_classifier, "denoiser": load_denoiser}
         self.whole = {name: (folder / name).read_bytes() for name in self.loaders}
-        self.parts = {
-            name: genailab_helpers.checkpoints.load_checkpoint(folder / name) for name in self.loaders
-        }
+        self.parts = {name: load_checkpoint(folder / name) for name in self.loaders}
         self.folder = folder
 
     def __call__(self, rng: Random) -> None:
@@ -294,20 +239,15 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        save_denoiser(
-            folder / "model.safetensors",
-            Denoiser(UNet2D(1, 1, base_channels=8, channel_multipliers=(1, 2)), 16, 8),
-        )
+        network = UNet2D(1, 1, base_channels=8, channel_multipliers=(1, 2))
+        save_denoiser(folder / "model.safetensors", Denoiser(network, 16, 8))
 
     def __call__(self, rng: Random) -> None:
-        recipe = (
-            {"classes": {some(rng, [text for text in ODD if isinstance(text, str)]): 3}}
-            if rng.random() < 0.3
-            else None
-        )
-        content = (
-            json.dumps(recipe).encode() if recipe else odd_text(rng, {"classes": {"Normal": 3}, "data": "x"})
-        )
+        if rng.random() < 0.3:
+            recipe = {"classes": {some(rng, [text for text in ODD if isinstance(text, str)]): 3}}
+            content = json.dumps(recipe).encode()
+        else:
+            content = odd_text(rng, {"classes": {"Normal": 3}, "data": "x"})
         (self.folder / "recipe.json").write_bytes(content)
         output = self.folder / f"out{rng.integers(2**60)}"
         diffusion.sample(self.folder, 1, output)
@@ -322,9 +262,8 @@ class Folders:
         for number, name in enumerate(self.images):
             (folder / name).parent.mkdir(exist_ok=True)
             Image.new("L", (20, 20), 40 * number).save(folder / name)
-        self.table = "file,class,patient,split\n" + "".join(
-            f"{name},A,p{i},train\n" for i, name in enumerate(self.images)
-        )
+        rows = [f"{name},A,p{i},train\n" for i, name in enumerate(self.images)]
+        self.table = "".join(["file,class,patient,split\n", *rows])
 
     def __call__(self, rng: Random) -> None:
         path, text = self.folder / "odd.csv", self.table
@@ -354,9 +293,8 @@ class Caches:
     def __call__(self, rng: Random) -> None:
         files = sorted(path for suffix in ("u8", "f4", "bits") for path in self.cache.rglob(f"*.{suffix}"))
         path = some(rng, files)
-        path.write_bytes(
-            some(rng, (damage(rng, path.read_bytes()), b"", b"\xff", "²".encode(), b"99", b"x" * 10**6))
-        )
+        odd = damage(rng, path.read_bytes()), b"", b"\xff", "²".encode(), b"99", b"x" * 10**6
+        path.write_bytes(some(rng, odd))
         assert self.results() == self.first
 
 
@@ -378,13 +316,11 @@ def fault_of(action: Callable[[Random], None], rng: Random) -> str:
         action(rng)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        on_purpose = Path(place.filename).is_relative_to(genailab_helpers.__path__[0]) and str(
-            place.line
-        ).startswith("raise ")
+        ours = Path(place.filename).is_relative_to(genailab_helpers.__path__[0])
+        on_purpose = ours and str(place.line).startswith("raise ")
         named = isinstance(error, OSError) and error.filename is not None
-        if not (named or (on_purpose and isinstance(error, ValueError | FileNotFoundError))) or "\n" in str(
-            error
-        ):
+        known = named or (on_purpose and isinstance(error, ValueError | FileNotFoundError))
+        if not known or "\n" in str(error):
             return "".join(traceback.format_exception(error))[-1500:]
         if "Somebody" in str(error):
             return f"names a patient: {error}"
@@ -408,9 +344,8 @@ def time_is_limited() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("time_is_limited")
-def test_odd_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                    capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GENAILAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
     monkeypatch.setattr(pydicom.config.logger, "disabled", True)
@@ -432,6 +367,5 @@ def test_odd_inputs(
         if fault:
             faults[number] = f"{kind.__name__}: {fault}"
     capsys.readouterr()
-    assert not faults, f"{len(faults)} of {N_INPUTS}: " + "\n\n".join(
-        f"FUZZ_START={number}: {fault}" for number, fault in list(faults.items())[:12]
-    )
+    told = [f"FUZZ_START={number}: {fault}" for number, fault in list(faults.items())[:12]]
+    assert not faults, f"{len(faults)} of {N_INPUTS}: " + "\n\n".join(told)

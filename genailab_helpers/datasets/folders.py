@@ -257,8 +257,8 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
     for warning in caught:
         print(f"{root}: {warning.message}")
     split = whole.images["split"].replace("", "train").to_numpy(str)
-    counts = pd.crosstab(whole.images["class"], split).reindex(classes, fill_value=0)
-    counts = counts[[name for name in SPLITS if name in counts]]
+    counts = pd.crosstab(whole.images["class"], split).reindex(
+        index=classes, columns=[name for name in SPLITS if name in split], fill_value=0)
     if "train" not in counts:
         raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in counts)}; "
                          "expected train/, val/ and test/ with class folders")
@@ -305,8 +305,7 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
 
 def part_images(part: Any) -> pd.DataFrame:
     """Return the table of a part, a Subset of a `RadiographFolder`, and the column `label`: class numbers."""
-    whole = part.dataset
-    return whole.images.assign(label=whole.targets).iloc[list(part.indices)]
+    return part.dataset.images.assign(label=part.dataset.targets).iloc[list(part.indices)]
 
 
 def _refuse_colours(images: pd.DataFrame) -> None:

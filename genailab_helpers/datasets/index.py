@@ -264,13 +264,11 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         raise ValueError(f"{path}: no column for the image among {lines[first].strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
     rows = pd.DataFrame({kind: read[name] if name else "" for kind, name in chosen.items()}, read.index)
-    rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
-    rows = rows.replace(f"^'{FORMULA}", r"\1", regex=True)
+    rows = rows.fillna("").apply(lambda cells: cells.str.strip())
+    rows = rows.replace({"(?i)^(na|nan)$": "", f"^'{FORMULA}": r"\1", r"^(\d+)\.0+$": r"\1"}, regex=True)
     rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
-    for column in ("class", "patient"):
-        rows[column] = rows[column].replace(r"^(\d+)\.0+$", r"\1", regex=True)
     rows["class"] = rows["class"].map(names.canonical_classes(rows["class"], graded))
     rows["split"] = rows["split"].map(names.canonical_split)
     return rows

@@ -229,9 +229,10 @@ def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RA
     images : pandas.DataFrame
         From `index.index_images`. If there are splits already, they are ignored.
     output : str or Path
-        Gets `<split>/<class>/<image>` and `films.csv`.
+        Gets `<split>/<class>/<image>`, for each class with images in the split, and `films.csv`.
     ratios : sequence of float, default (0.7, 0.15, 0.15)
-        Shares of train, val and test; they sum to 1, are rounded to twentieths, and a split of 0 stays empty.
+        Shares of train, val and test; they sum to 1, each is 0 or at least a twentieth, and they are rounded
+        to twentieths.
     seed : int, default 42
         Seed of the draw.
     mode : {"copy", "link", "manifest"}, default "copy"
@@ -282,7 +283,7 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
     images : pandas.DataFrame
         From `index.index_images`.
     output : str or Path, optional
-        A file in the root, by default `dataset.json`, where `RadiographFolder` reads it back.
+        A file in the root, by default `dataset.json`.
     dry_run : bool, default False
         Only say what would be done.
     replace : bool, default False

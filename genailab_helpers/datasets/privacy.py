@@ -3,9 +3,7 @@
 import re
 import warnings
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 from PIL import ExifTags
@@ -27,13 +25,14 @@ _INVERTED = re.compile(r"(?<![A-Za-z])(?:([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
 _DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
+_GIVEN_NAMES = frozenset(Path(__file__).with_name("person_names.txt").read_text(encoding="utf-8").split())
 _ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
 
 
 def names_somebody(text: str) -> bool:
     """Tell whether a text holds a common given name, a title with a name, or `Smith, John`."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
-    return any(len(word) > 3 and word.lower() in _given_names() for word in words) or any(
+    return any(len(word) > 3 and word.lower() in _GIVEN_NAMES for word in words) or any(
         (match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED)
         for match in pattern.finditer(text))
 
@@ -41,12 +40,6 @@ def names_somebody(text: str) -> bool:
 def identifies(file_name: str) -> bool:
     """Tell whether a file name holds what seems a person's name, or a date that may be of birth."""
     return names_somebody(file_name) or _DATED.search(file_name) is not None
-
-
-@cache
-def _given_names() -> frozenset[str]:
-    text = files("genailab_helpers.datasets").joinpath("person_names.txt").read_text(encoding="utf-8")
-    return frozenset(text.split())
 
 
 def _dicom_header(path: Path) -> dict[str, str]:

@@ -154,8 +154,7 @@ class _Pixels:
         self.keys = np.fromiter(states, "S32", len(images))
         errors = self._decode_missing(on_unreadable)
         if len(errors) == len(images):
-            first = f"; the first: {errors[0]}" if errors else ""
-            raise ValueError(f"none of {len(images)} images can be read{first}")
+            raise ValueError(f"none of {len(images)} images can be read: {_named([*errors.values()], '; ')}")
         if errors:
             warnings.warn(f"{len(errors)} of {len(images)} images cannot be read and are left out: "
                           f"{_named([*errors.values()], '; ')}", stacklevel=3)
@@ -187,8 +186,8 @@ class _Pixels:
         missing = [i for i in range(len(self.keys)) if not os.path.exists(self._file(i))]
         size, free = len(missing) * self.img_size**2, shutil.disk_usage(self.folder).free
         if size > free:
-            reason = (f"no room to write {len(missing):,} decoded images: {size / 1e6:,.0f} MB are needed, "
-                      f"{free / 1e6:,.0f} are free. Free some, or set GENAILAB_CACHE to another folder")
+            reason = (f"no room to write {len(missing):,} decoded images: {size / 1e6:,.0f} MB, "
+                      f"{free / 1e6:,.0f} free. Free some, or set GENAILAB_CACHE to a folder on another disk")
             raise OSError(errno.ENOSPC, reason, str(self.folder))
 
         def error_of(index: int) -> UnreadableRadiographError | None:

@@ -341,6 +341,8 @@ def test_split_says_what_cannot_be_kept(organized: Path, tmp_path: Path, put) ->
     assert "Ratios are kept to twentieths: train 0.70, val 0.15, test 0.15." in odd
     assert "twentieths" not in even
     assert "points in " not in odd + even
+    with pytest.raises(ValueError, match="each of them 0, or at least a twentieth"):
+        split(organized, tmp_path / "x", ratios=(0.96, 0.04, 0))
 
 
 # --------------------------------------------------------------------------------------------------- labels

@@ -346,30 +346,18 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
     Notes
     -----
     Twenty folds by scikit-learn's StratifiedGroupKFold; of 1,000 ways to give them to the splits, the one
-    that keeps the classes best. Groups are then moved singly while a class is off by more than 1.5 points
-    and a move helps. Fewer than twenty groups, or images of each class, are dealt one by one, the largest
-    first, each to the split that lacks most of its classes.
+    that keeps the classes best. Fewer than twenty groups, or images of each class, start in one split
+    instead. Groups are then moved singly while a class is off by more than 1.5 points and a move helps.
     """
     share = _round_ratios(ratios)
     _, code = np.unique(list(labels), return_inverse=True)
     names, member = np.unique(list(groups), return_inverse=True)
     counts = pd.crosstab(member, code).to_numpy()  # images by group and class
-    if min(len(names), counts.sum(0).max()) < N_FOLDS:
-        of_group = _deal(counts, share, seed)
-    else:
-        of_group = _draw_folds(member, code, share, seed)
-        _move_groups(of_group, counts, share)
+    of_group, order = np.full(len(names), share.argmax()), np.random.default_rng(seed).permutation(len(names))
+    if min(len(names), counts.sum(0).max()) >= N_FOLDS:
+        of_group, order = _draw_folds(member, code, share, seed), np.arange(len(names))
+    of_group[order] = _move_groups(of_group[order], counts[order], share)
     return [SPLITS[number] for number in of_group[member]]
-
-
-def _deal(counts: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
-    """Give groups one by one, the largest first, to the split that lacks most of their classes."""
-    lack, of_group = share[:, None] * counts.sum(0), np.empty(len(counts), dtype=int)
-    for group in np.lexsort((np.random.default_rng(seed).permutation(len(counts)), -counts.sum(1))):
-        gain = (lack * counts[group] / counts.sum(0)).sum(1)
-        of_group[group] = np.where(share > 0, gain, -np.inf).argmax()
-        lack[of_group[group]] -= counts[group]
-    return of_group
 
 
 def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
@@ -388,7 +376,7 @@ def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: i
     return pd.Series(ways[best][fold]).groupby(member).first().to_numpy(copy=True)
 
 
-def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> None:
+def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Move single groups between splits, always the one that helps most, until no class is off or none helps.
 
     Folds of a class in which one patient has a tenth of the images may be several points off.
@@ -405,7 +393,7 @@ def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) ->
         after = excess(held + change[..., None] * counts[rows][:, None]).sum((-2, -1))
         after[share == 0] = np.inf
         if not after.min(initial=np.inf) < excess(held).sum() - 1e-9:
-            return
+            return of_group
         to, row = np.unravel_index(after.argmin(), after.shape)
         of_group[rows[row]] = to
 

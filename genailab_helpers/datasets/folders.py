@@ -8,10 +8,10 @@ import errno
 import hashlib
 import os
 import shutil
-import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,6 @@ from genailab_helpers.statistics import grouped_folds
 OnUnreadable = Literal["stop", "skip"]
 COLOURED = 8  # of 255 levels between the channels, tints set aside; radiographs of six public sets have 0
 
-_LARGE_CACHE = 5e7  # bytes that are announced
-
 
 class RadiographFolder(Dataset[tuple[Any, int]]):
     """A folder of radiographs by the conventions of `torchvision.datasets.ImageFolder`.
@@ -41,7 +39,7 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     Parameters
     ----------
     images : str, Path or pandas.DataFrame
-        A folder without splits or a label file, as `index.index_images` takes it, or (part of) its table.
+        A folder without splits, as `index.index_images` takes it, or (part of) its table.
     img_size : int
         Side in pixels, at least 16.
     transform : callable, optional
@@ -52,8 +50,9 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
     Attributes
     ----------
     images : pandas.DataFrame
-        The table of the images, by class and then by path; `attrs["bit_depth"]` as `read_radiograph` takes
-        it.
+        The table of the images, by class and then by path.
+    bit_depth : int or None
+        That of the data set, as `read_radiograph` takes it.
     classes : list of str
         `images.attrs["classes"]`.
     class_to_idx : dict
@@ -86,27 +85,18 @@ class RadiographFolder(Dataset[tuple[Any, int]]):
             if len(splits := sorted(set(images["split"]) - {""})) > 1:
                 raise ValueError(f"{images.attrs['root']}: holds the splits {', '.join(splits)}; expected "
                                  "classes: choose a split")
-        self.root_dir = Path(images.attrs["root"])
         if len(loose := images.index[images["class"] == ""]):
-            raise ValueError(f"{self.root_dir}: {len(loose)} images such as {loose[0]} lie beside class "
-                             "folders; expected one or the other")
+            raise ValueError(f"{images.attrs['root']}: {len(loose)} images such as {loose[0]} lie beside "
+                             "class folders; expected one or the other")
         self.classes: list[str] = images.attrs["classes"]
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.transform = transform
         labels = images["class"].map(self.class_to_idx)
         self._pixels = _Pixels(images.iloc[np.argsort(labels, kind="stable")], img_size, on_unreadable)
-        self.images, self.img_size, self.bit_depth = self._pixels.images, img_size, self._pixels.bits
+        self.images, self.img_size, self.bit_depth = self._pixels.images, img_size, self._pixels.bit_depth
         self.targets: list[int] = self.images["class"].map(self.class_to_idx).tolist()
-
-    @property
-    def samples(self) -> list[tuple[str, int]]:
-        """Path and label of each image."""
-        return list(zip(self.images["path"], self.targets, strict=True))
-
-    @property
-    def patients(self) -> list[str]:
-        """The patient of each image."""
-        return self.images["patient"].tolist()
+        self.samples = list(zip(self.images["path"], self.targets, strict=True))
+        self.patients: list[str] = self.images["patient"].tolist()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -142,10 +132,8 @@ def read_images(images: pd.DataFrame, img_size: int,
         As for `RadiographFolder`.
     """
     pixels = _Pixels(images, img_size, on_unreadable)
-    batch = torch.empty(len(pixels.images), 1, img_size, img_size)
-    for i in range(len(batch)):
-        batch[i, 0] = torch.from_numpy(pixels[i])
-    return batch.div_(127.5).sub_(1), pixels.images
+    levels = np.stack([pixels[i] for i in range(len(pixels.images))])
+    return torch.from_numpy(levels)[:, None].float().div_(127.5).sub_(1), pixels.images
 
 
 class _Pixels:
@@ -157,76 +145,59 @@ class _Pixels:
     """
 
     def __init__(self, images: pd.DataFrame, img_size: int, on_unreadable: OnUnreadable) -> None:
-        if on_unreadable not in ("stop", "skip"):
-            raise ValueError(f'on_unreadable={on_unreadable!r}: expected "stop" or "skip"')
-        self.images, self.img_size = images, check_img_size(img_size)
-        self.bits = images.attrs["bit_depth"].bits
-        place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bits}"
+        self.img_size, self.bit_depth = check_img_size(img_size), images.attrs["bit_depth"].bits
+        place = f"{os.path.realpath(images.attrs['root'])}\0{img_size}\0{self.bit_depth}"
         self.folder = cache_folder("images") / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         self.folder.mkdir(exist_ok=True, mode=0o700)
         self.paths = images["path"].array  # a look into the table costs more than a small file's reading
         states = (file_state(*image).encode() for image in zip(images.index, self.paths, strict=True))
         self.keys = np.fromiter(states, "S32", len(images))
-        self.checked = np.zeros(len(images), dtype=bool)
-        missing = [i for i in range(len(images)) if not os.path.exists(self._file(i))]
-        errors = self._decode_all(missing, on_unreadable)
+        errors = self._decode_missing(on_unreadable)
         if len(errors) == len(images):
-            first = f"; the first: {errors[0]}" if errors else ""
-            raise ValueError(f"none of {len(images)} images can be read{first}")
+            raise ValueError(f"none of {len(images)} images can be read: {_named([*errors.values()], '; ')}")
         if errors:
-            named = "; ".join(map(str, list(errors.values())[:3]))
-            more = f"; and {len(errors) - 3} more" * (len(errors) > 3)
             warnings.warn(f"{len(errors)} of {len(images)} images cannot be read and are left out: "
-                          f"{named}{more}", stacklevel=3)
-            self.images = images.drop(index=images.index[list(errors)])
-            kept = [i for i in range(len(images)) if i not in errors]
-            self.keys, self.paths = self.keys[kept], self.paths[kept]
+                          f"{_named([*errors.values()], '; ')}", stacklevel=3)
+        kept = np.delete(np.arange(len(images)), list(errors))
+        self.images, self.keys, self.paths = images.iloc[kept], self.keys[kept], self.paths[kept]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of one image, uint8 `(img_size, img_size)`."""
-        try:
+        with suppress(OSError):  # the cache was emptied meanwhile
             content = np.fromfile(self._file(index), np.uint8)
-        except OSError:  # the cache was emptied meanwhile
-            content = np.empty(0, np.uint8)
-        levels = content[:-4]
-        if len(levels) != self.img_size**2 or not (
-                self.checked[index] or zlib.crc32(levels.data) == int(content[-4:].view("<u4")[0])):
-            levels = self._decode(index)
-        self.checked[index] = True
-        return levels.reshape(self.img_size, self.img_size)
+            levels = content[:-4]
+            if len(levels) == self.img_size**2 and _checksum(levels) == content[-4:].tobytes():
+                return levels.reshape(self.img_size, self.img_size)
+        return self._decode(index)
 
     def _file(self, index: int) -> str:
         return f"{self.folder}/{self.keys[index].decode()}.u8"
 
     def _decode(self, index: int) -> np.ndarray:
-        image = read_radiograph(self.paths[index], self.img_size, self.bits or 16)
+        image = read_radiograph(self.paths[index], self.img_size, self.bit_depth or 16)
         levels = image[0].add(1).div(2).mul(255).round().to(torch.uint8).numpy()
         with whole_file(self._file(index), sync=False) as path:
             path.chmod(0o600)
-            path.write_bytes(levels.tobytes() + zlib.crc32(levels.data).to_bytes(4, "little"))
+            path.write_bytes(levels.tobytes() + _checksum(levels))
         return levels
 
-    def _decode_all(self, missing: list[int],
-                    on_unreadable: OnUnreadable) -> dict[int, UnreadableRadiographError]:
+    def _decode_missing(self, on_unreadable: OnUnreadable) -> dict[int, UnreadableRadiographError]:
         """Decode what was never written, in several threads; return the errors of those that cannot be."""
-        needed, free = len(missing) * self.img_size**2, shutil.disk_usage(self.folder).free
-        if needed > free:
-            reason = (f"no room to write {len(missing):,} decoded images: {needed / 1e6:,.0f} MB are needed, "
-                      f"{free / 1e6:,.0f} MB are free. Free some, or set GENAILAB_CACHE to a folder on "
-                      "another disk")
+        missing = [i for i in range(len(self.keys)) if not os.path.exists(self._file(i))]
+        size, free = len(missing) * self.img_size**2, shutil.disk_usage(self.folder).free
+        if size > free:
+            reason = (f"no room to write {len(missing):,} decoded images: {size / 1e6:,.0f} MB, "
+                      f"{free / 1e6:,.0f} free. Free some, or set GENAILAB_CACHE to a folder on another disk")
             raise OSError(errno.ENOSPC, reason, str(self.folder))
-        if needed >= _LARGE_CACHE:
-            print(f"{len(missing):,} images are decoded once, into {needed / 1e6:,.0f} MB under "
-                  f"{self.folder} (if stopped, it goes on where it was)", file=sys.stderr)
 
         def error_of(index: int) -> UnreadableRadiographError | None:
             try:
                 self._decode(index)
             except UnreadableRadiographError as error:
-                if on_unreadable == "stop":
-                    reason = f'{error.reason}; on_unreadable="skip" leaves such images out'
-                    raise UnreadableRadiographError(error.path, reason) from error
-                return error
+                if on_unreadable == "skip":
+                    return error
+                error.reason += '; on_unreadable="skip" leaves such images out'
+                raise
             return None
 
         # the reader turns warnings off and on again, which threads do in any order: put all back at the end
@@ -234,6 +205,15 @@ class _Pixels:
             working = zip(missing, threaded(error_of, missing), strict=True)
             bar = tqdm(working, "reading", len(missing), unit="image", delay=5, leave=False, disable=None)
             return {index: error for index, error in bar if error}
+
+
+def _checksum(levels: np.ndarray) -> bytes:
+    return zlib.crc32(levels.data).to_bytes(4, "little")
+
+
+def _named(things: Sequence[object], between: str = ", ") -> str:
+    """Return the first three of many things."""
+    return between.join([*map(str, things[:3]), *[f"and {len(things) - 3} more"] * (len(things) > 3)])
 
 
 def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool = False,
@@ -271,20 +251,16 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
     Images that cannot be read, and those in no class folder or in none of the parts, are named on stdout.
     """
     root, classes = images.attrs["root"], images.attrs["classes"]
-    images = _trainable(images, graded)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        whole = RadiographFolder(images, img_size, on_unreadable="skip")
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        whole = RadiographFolder(_trainable(images, graded), img_size, on_unreadable="skip")
     for warning in caught:
         print(f"{root}: {warning.message}")
     split = whole.images["split"].replace("", "train").to_numpy(str)
-    counts = pd.crosstab(whole.images["class"], split).reindex(classes, fill_value=0)
-    counts = counts[[name for name in SPLITS if name in counts]]
+    counts = pd.crosstab(whole.images["class"], split).reindex(
+        index=classes, columns=[name for name in SPLITS if name in split], fill_value=0)
     if "train" not in counts:
-        raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in SPLITS if name in counts)}; "
+        raise ValueError(f"{root}: found only {', '.join(f'{name}/' for name in counts)}; "
                          "expected train/, val/ and test/ with class folders")
-    if gone := [name for name in images.attrs["splits"] if name not in counts]:
-        raise ValueError(f"{root}: {gone[0]}/ holds no readable images in class folders; fill or remove it")
     for (name, of_class), count in counts.unstack().items():
         least = 2 if name == "train" else 0 if graded else 1
         if count < least:
@@ -295,12 +271,11 @@ def read_parts(images: pd.DataFrame, img_size: int, seed: int = 0, graded: bool 
     if drawn and not graded and n_patients.min() < 5:
         raise ValueError(f"{root}: images of {n_patients.min()} patients of {n_patients.idxmin()}; "
                          f"expected 5 or more, of whom a fifth becomes {drawn[0]}, or a folder {drawn[0]}")
+    patients, labels = np.array(whole.patients), np.array(whole.targets)
     for name in drawn:
         train = np.flatnonzero(split == "train")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer patients than folds
-            patients, labels = np.array(whole.patients)[train], np.array(whole.targets)[train]
-            split[train[grouped_folds(patients, 5, seed, labels)[0][1]]] = name
+        with warnings.catch_warnings(action="ignore"):  # of a class with fewer patients than folds
+            split[train[grouped_folds(patients[train], 5, seed, labels[train])[0][1]]] = name
     how = [f"{name} is a fifth of the patients of train, chosen with seed {seed}." for name in drawn]
     parts = {name: Subset(whole, np.flatnonzero(split == name).tolist()) for name in SPLITS if name in split}
     return parts, " ".join(how) or f"The folders {', '.join(parts)} are as they were found."
@@ -310,13 +285,13 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
     """Return the images in classes and parts, name the others, and refuse what no training can use."""
     root, classes = images.attrs["root"], images.attrs["classes"]
     if torn := torn_patients(images):
-        raise ValueError(f"{root}: the images of {len(torn)} patients ({_named(torn, 5)}) lie in several of "
+        raise ValueError(f"{root}: the images of {len(torn)} patients ({_named(torn)}) lie in several of "
                          "its parts; divide it again by patient: `genailab data split`")
-    divided = bool(images["split"].ne("").any())
+    divided = any(images["split"])
     placed = images["class"].ne("") & (images["split"].ne("") | (not divided))
     if len(loose := images.index[~placed]):
         where = "in no class folder" + " of train, val or test" * divided
-        print(f"{root}: {len(loose)} images are left out, {where}: {_named(loose, 3)}")
+        print(f"{root}: {len(loose)} images are left out, {where}: {_named(loose)}")
     if graded != (classes == list(GRADES)):
         wanted = (f"folders {GRADES[0]} to {GRADES[-1]}; for classes there is `genailab train classifier`"
                   if graded else "classes without an order; for grades there is `genailab train grader`")
@@ -327,30 +302,22 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
     return images[placed]
 
 
-def _named(names: Any, most: int) -> str:
-    return ", ".join([*names[:most], *["..."] * (len(names) > most)])
-
-
 def part_images(part: Any) -> pd.DataFrame:
     """Return the table of a part, a Subset of a `RadiographFolder`, and the column `label`: class numbers."""
-    whole = part.dataset
-    return whole.images.assign(label=whole.targets).iloc[list(part.indices)]
+    return part.dataset.images.assign(label=part.dataset.targets).iloc[list(part.indices)]
 
 
 def _refuse_colours(images: pd.DataFrame) -> None:
     """Refuse a folder most of whose images are in colour; one with a tint is not."""
     looked_at, colours = images["path"].iloc[::-(-len(images) // 100)], []  # up to 100
     for path in looked_at:
-        try:
-            with radiographs.open_image(path) as image:  # a DICOM file is no photograph
-                image.draft(None, (64, 64))
-                pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
-        except UnreadableRadiographError:
-            continue  # whoever reads it says so
-        # the first axis is light and dark, in any tint; what is left is change of colour
-        axes = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
-        colours.append(float(np.sqrt((axes[1:]**2).sum() / len(pixels))))
+        with suppress(UnreadableRadiographError), radiographs.open_image(path) as image:  # no DICOM
+            image.draft(None, (64, 64))
+            pixels = np.asarray(image.convert("RGB").resize((32, 32)), dtype=float).reshape(-1, 3)
+            # the first axis is light and dark, in any tint; what is left is change of colour
+            axes = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
+            colours.append(np.sqrt((axes[1:]**2).sum() / len(pixels)))
     if (n_coloured := sum(colour > COLOURED for colour in colours)) > len(looked_at) / 2:
         raise ValueError(f"{images.attrs['root']}: {n_coloured} of {len(looked_at)} images looked at are in "
-                         f"colour (channels differ by {np.median(colours):.0f} of 255 levels); expected "
+                         f"colour (channels differ by {np.median(colours):.0f} levels); expected "
                          "radiographs, which are grey")

@@ -5,7 +5,6 @@ Audit, split, training, evaluation and commands take this table and ask nobody e
 
 import hashlib
 import io
-import json
 import os
 import posixpath
 import re
@@ -14,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,16 +22,7 @@ from torch import Tensor
 
 from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, whole_file
-from genailab_helpers.datasets.names import (
-    GRADES,
-    KNOWN,
-    SPLITS,
-    canonical_class,
-    canonical_classes,
-    canonical_split,
-    known_patient,
-    sort_classes,
-)
+from genailab_helpers.datasets import names
 
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
@@ -44,8 +34,7 @@ _COLUMNS = {  # spelled without case and punctuation, as common tools and sets n
     "class": ("class", "label", "classname", "labelname", "grade", "finding", "findinglabels", "category",
               "diagnosis"),
     "patient": ("patient", "patientid", "group", "case", "caseid", "subject", "subjectid"),
-    "split": ("split", "subset"),
-}
+    "split": ("split", "subset")}
 
 
 def index_images(root: str | Path, table: str | Path | None = None, patient_pattern: str | None = None,
@@ -58,8 +47,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         A folder of class folders, of `train/`, `val/`, `test/` with class folders, one class folder, or
         folders around these that hold nothing else (as `archive/chest_xray/train`). Images may lie at any
         depth below a class folder, as in `COVID/images`; no folder in there is a class. Hidden files and
-        folders named `masks` are left out. Or a label file `dataset.json` as `genailab data label` writes
-        it.
+        folders named `masks` are left out. Links are followed.
     table : str or Path, optional
         CSV with a column for the file and others for class, patient and split, see `read_table`. By default
         `films.csv` in the root, or beside it where the root is a split.
@@ -76,13 +64,11 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
         - `path`: the file, to be opened from where the caller is;
         - `class`: canonical name; by the folder, else by the table, else by the root's own name; "" where
-          the image
-          lies beside class folders;
+          the image lies beside class folders;
         - `split`: "train", "val", "test" or "";
         - `patient`: whom it shows;
         - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), or not at
-          all ("own":
-          the image counts as a patient of its own, named by its path without suffix).
+          all ("own": the image counts as a patient of its own, named by its path without suffix).
 
         `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
         a folder), `empty` (split and class of each class folder without an image), `depth` (folders around
@@ -93,130 +79,103 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     Raises
     ------
     ValueError
-        If there are no images, a folder may not be read, a link leads from one class or split into another,
+        If there are no images, a folder may not be read, a link leads to a file that is found without it,
         the table is none or a row of it fits several images, or the pattern is none or does not match a
         name.
     """
     root = Path(os.path.expanduser(root))
-    if root.suffix == ".json":
-        return _index_labels(root)
-    names, folders, links = _find(root)
-    held = [name.split("/")[:-1] for name in names]
+    listed, folders = _find(root)
+    held = [name.split("/")[:-1] for name in listed]
     depth = _depth_of_classes(held)
-    divided = any(canonical_split(part[depth]) for part in held if len(part) > depth)
+    divided = any(names.canonical_split(part[depth]) for part in held if len(part) > depth)
 
-    def place(name: str) -> tuple[str, str]:
-        """Return split and class folder of a path."""
-        inner = name.split("/")[depth:-1]
-        split = canonical_split(inner[0]) if inner else ""
+    def place(folder: Sequence[str]) -> tuple[str, str]:
+        """Return split and class folder of what lies in a folder."""
+        inner = folder[depth:]
+        split = names.canonical_split(inner[0]) if inner else ""
         return split, inner[bool(split)] if len(inner) > bool(split) == divided else ""
 
-    for name, target in links:
-        if place(name) != place(target):
-            raise ValueError(f"{root / name}: a link to {target}, in another class or split of the same "
-                             "folder; remove it")
-    splits, tops = zip(*map(place, names), strict=True)
+    splits, tops = zip(*map(place, held), strict=True)
     flat = set(tops) <= {"", "images"} and max(map(len, held)) <= depth + divided + 1
-    named = {} if flat else canonical_classes(set(tops) - {""}, graded)
-    images = _tabulate(root, names, [named.get(top, "") for top in tops], splits, table, graded)
-    if flat:
-        home = root.resolve()
-        alone = canonical_class((home.parent if home.name == "images" else home).name, graded)
-        images["class"] = images["class"].replace("", alone)
-    if patient_pattern:
-        images["patient"], images["known"] = _patients_by(patient_pattern, names), "pattern"
-    full = {"/".join(part[:n]) for part in held for n in range(depth + 3)}
-    empty = {folder: (split, named.get(top) or canonical_class(top, graded)) for folder in folders - full
-             for split, top in [place(f"{folder}/")] if top and folder.count("/") == depth + bool(split)}
-    found = set(images["class"]) - {""}
-    if not flat:
-        found |= {label for _, label in empty.values()} & {*KNOWN}
-    divisions = {canonical_split(folder.split("/")[depth]) for folder in folders
-                 if folder.count("/") == depth}
-    images.attrs |= {"depth": depth, "splits": sorted(divisions - {""}), "empty": empty, "classes":
-                     list(GRADES) if found and found <= set(GRADES) and not flat else sort_classes(found)}
-    return images
-
-
-def _tabulate(root: Path, names: Sequence[str], classes: Sequence[str], splits: Sequence[str],
-              table: str | Path | None = None, graded: bool = False) -> pd.DataFrame:
-    """Make the table of an index; a CSV table says whose the images are, else file names, else nobody."""
-    images = pd.DataFrame({"path": [str(root / name) for name in names], "class": classes, "split": splits,
-                           "patient": [known_patient(posixpath.basename(name)) for name in names]},
-                          index=pd.Index(names, name="image", dtype=str))
-    images["known"] = images["patient"].ne("").map({True: "file name", False: "own"})
-    beside = [root / TABLE, *([root.parent / TABLE] if canonical_split(root.name) else [])]
+    named = {} if flat else names.canonical_classes(tops, graded)
+    images = pd.DataFrame({"path": [str(root / name) for name in listed],
+                           "class": [named.get(top, "") for top in tops], "split": splits},
+                          pd.Index(listed, name="image", dtype=str))
+    beside = [root / TABLE, *[root.parent / TABLE] * bool(names.canonical_split(root.name))]
     found = table if table is not None else next((place for place in beside if place.is_file()), "")
-    images.attrs = {"root": str(root), "table": str(found and os.path.expanduser(found)),
+    images.attrs = {"root": str(root), "table": str(found and os.path.expanduser(found)), "depth": depth,
                     "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist())}
-    if found:
-        _apply_table(images, match_table(images, images.attrs["table"], graded))
-    own = images["patient"] == ""
-    images.loc[own, "patient"] = [str(PurePosixPath(name).with_suffix("")) for name in images.index[own]]
+    _tell_patients(images, patient_pattern, graded)
+    if flat:
+        alone = next(part for part in root.resolve().parts[::-1] if part != "images")
+        images["class"] = images["class"].replace("", names.canonical_class(alone, graded))
+    empty, full, parts = {}, set(zip(splits, tops, strict=True)), {""}
+    for folder in folders:
+        split, top = place(folder)
+        parts.add(split)
+        if top and (split, top) not in full:
+            label = named.get(top) or names.canonical_class(top, graded)
+            empty["/".join(folder[:depth + bool(split) + 1])] = split, label
+    classes = set(images["class"]) - {""}
+    if not flat:
+        classes |= {label for _, label in empty.values()} & {*names.KNOWN}
+        classes = {*names.GRADES} if classes and classes <= {*names.GRADES} else classes
+    images.attrs |= {"splits": sorted(parts - {""}), "empty": empty, "classes": names.sort_classes(classes)}
     return images
 
 
-def _find(root: Path) -> tuple[list[str], set[str], list[tuple[str, str]]]:
-    """Return images and folders below a root, and the links among the images with where they lead."""
+def _find(root: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the images below a root, and the parts of the path of each folder."""
     if not root.is_dir():
         what = "a file" if root.exists() else "no such folder"
         raise ValueError(f"{root}: {what}; expected a folder of radiographs")
 
     def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: this folder may not be read ({error.strerror}); check its "
-                         "permissions") from error
+        raise ValueError(f"{error.filename}: this folder may not be read ({error.strerror})") from error
 
-    images, folders, links, others = [], {"."}, [], Counter[str]()
-    visited, home = set(), os.path.realpath(root)
+    images, folders, others, first = [], [], Counter[str](), dict[str, str]()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
-        if (real := os.path.realpath(folder)) in visited:  # a link back up
-            inner.clear()
-            continue
-        visited.add(real)
         inner[:] = [name for name in inner if not re.fullmatch(r"\..*|masks|__macosx", name.lower())]
-        base = os.path.relpath(folder, root).replace(os.sep, "/")
-        folders.add(base)
+        base = Path(folder).relative_to(root)
+        folders.append(list(base.parts))
         for name in files:
-            path, place = os.path.join(folder, name), posixpath.normpath(posixpath.join(base, name))
+            path = os.path.join(folder, name)
             if not _looks_like_radiograph(path):
                 others[os.path.splitext(name)[1] or name] += 1
                 continue
-            if not place.isascii() and place.encode(errors="replace").decode() != place:
-                raise ValueError(f"{root}: the name {place!a} is no UTF-8; rename it")
-            images.append(place)
-            if os.path.islink(path) or real != os.path.normpath(os.path.join(home, base)):
-                target = os.path.relpath(os.path.realpath(path), home).replace(os.sep, "/")
-                links += [(place, target)] * (target[:3] != "../" and os.path.exists(path))
+            if (other := first.setdefault(os.path.realpath(path), path)) != path:
+                raise ValueError(f"{path}: the same file as {other}; remove the link to it")
+            images.append((base / name).as_posix())
     if not images:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         held = f"no radiographs among {others.total()} files ({listed})" if others else "empty folder"
         raise ValueError(f"{root}: {held}; expected {', '.join(radiographs.RADIOGRAPH_SUFFIXES)}")
-    return sorted(images, key=lambda name: name.replace("/", "\0")), folders - {"."}, links
+    if strange := next((name for name in images if re.search("[\ud800-\udfff]", name)), ""):
+        raise ValueError(f"{root}: the name {strange!a} is no UTF-8; rename it")
+    return sorted(images, key=lambda name: name.replace("/", "\0")), folders
 
 
 def other_files(images: pd.DataFrame) -> list[str]:
     """Return the files below an index's root that are no images, outside of hidden folders and `masks`."""
-    root, others = images.attrs["root"], []
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".") and name.lower() != "masks"]
-        others += [Path(folder, name).relative_to(root).as_posix() for name in files]
-    return sorted(set(others) - set(images.index))
+    root = Path(images.attrs["root"])
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+    return sorted(name for name in files - set(images.index)
+                  if not re.search(r"(^|/)(\.[^/]*|masks)/", name, re.IGNORECASE))
 
 
 def _looks_like_radiograph(path: str) -> bool:
-    if os.path.basename(path).startswith("."):
+    """Tell by the name or by the mark of DICOM; a link to nothing may be one, a pipe is none."""
+    if os.path.basename(path).startswith(".") or not (os.path.isfile(path) or os.path.islink(path)):
         return False
-    if not os.path.isfile(path):  # a link to nothing is an image that cannot be read, a pipe is none
-        return os.path.islink(path) and path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES)
     return path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES) or radiographs.is_dicom(path)
 
 
 def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     """Return at which depth splits or known classes stand, below folders that hold nothing else; or 0."""
     def known(depth: int) -> set[str]:
-        names = {part[depth] for part in folders if len(part) > depth}
-        named = {canonical_split(name) or canonical_class(name) for name in names}
-        return named & {*SPLITS, *KNOWN}
+        found = {part[depth] for part in folders if len(part) > depth}
+        named = {names.canonical_split(name) or names.canonical_class(name) for name in found}
+        return named & {*names.SPLITS, *names.KNOWN}
 
     for depth in range(min(map(len, folders))):
         if len({part[depth] for part in folders}) > 1 or (known(depth) and len(known(depth + 1)) < 2):
@@ -224,33 +183,45 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     return 0
 
 
-def _patients_by(pattern: str, names: Sequence[str]) -> list[str]:
-    try:
-        matches = [re.search(pattern, posixpath.basename(name)) for name in names]
-    except re.error as error:
-        raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
-    patients = [match[min(1, match.re.groups)] if match else "" for match in matches]
-    if not all(patients):
-        name = next(name for name, patient in zip(names, patients, strict=True) if not patient)
-        raise ValueError(f"{name}: the patient pattern {pattern!r} finds no patient in the file name; "
+def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> None:
+    """Say of each image whose it is: by the pattern, else the table, else its name, else its own."""
+    files = images.index.map(posixpath.basename)
+    images["patient"] = files.map(names.known_patient)
+    images["known"] = images["patient"].ne("").map({True: "file name", False: "own"})
+    if images.attrs["table"]:
+        _apply_table(images, match_table(images, images.attrs["table"], graded))
+    if pattern:
+        try:
+            found = [re.search(pattern, file) for file in files]
+        except re.error as error:
+            raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
+        images["patient"] = [match[min(1, match.re.groups)] or "" if match else "" for match in found]
+        images["known"] = "pattern"
+    nobody = images.index[images["patient"] == ""]
+    if pattern and len(nobody):
+        raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in the file name; "
                          "expected one in every name")
-    return patients
+    images.loc[nobody, "patient"] = nobody.map(without_suffix)
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without the suffix of its name; the end of a DICOM UID, a number, is none."""
+    return re.sub(r"\.[A-Za-z][^./]*$", "", path)
 
 
 def _apply_table(images: pd.DataFrame, rows: pd.DataFrame) -> None:
     """Take over what a table says: patients always, class and split where the folders do not tell them."""
     rows = rows[rows["image"] != ""]
     for column in ("patient", "class", "split"):
-        said = rows[rows[column] != ""].drop_duplicates(["image", column])
-        twice = said[said["image"].duplicated(keep=False)]
-        if column == "patient" and len(twice):
-            raise ValueError(f"{images.attrs['table']}: gives {twice['image'].iloc[0]} the patients "
-                             f"{' and '.join(twice['patient'].iloc[:2])}; expected one patient an image")
-        said = said[~said["image"].isin(twice["image"])].set_index("image")[column].reindex(images.index)
+        said = rows[rows[column] != ""].groupby("image")[column].agg(["first", "nunique"])
+        twice = said.index[said["nunique"] > 1]
+        said = said["first"].drop(twice).reindex(images.index)
         taken = said.notna() & ((column == "patient") | (images[column] == ""))
         images.loc[taken, column] = said[taken]
         if column == "patient":
             images.loc[taken, "known"] = "table"
+            if len(twice):
+                raise ValueError(f"{images.attrs['table']}: gives {twice[0]} several patients; expected one")
 
 
 def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
@@ -279,32 +250,27 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     try:
         if not os.path.isfile(path):
             raise ValueError("no such file")  # or a pipe, which nobody may ever fill
-        text = Path(path).read_text(encoding="utf-8-sig")
-        header = next((line for line in text.split("\n") if line.strip(",;\t ") and "sep=" not in line), "")
-        before = text.index(header)  # Excel writes sep=; and blank lines
-        read = pd.read_csv(io.StringIO(text[before:]), sep=max(",;\t", key=header.count), dtype=str,
-                           keep_default_na=False, skip_blank_lines=False)
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        first = next((number for number, line in enumerate(lines)  # Excel writes sep=; and blank lines
+                      if line.strip(",;\t ") and "sep=" not in line), 0)
+        read = pd.read_csv(io.StringIO("\n".join(lines[first:])), sep=max(",;\t", key=lines[first].count),
+                           dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
         raise ValueError(f"{path}: expected a CSV table in UTF-8 ({' '.join(str(error).split())})") from error
     columns = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(read.columns)}
-    chosen = {kind: next((columns[name] for name in names if name in columns), None)
-              for kind, names in _COLUMNS.items()}
+    chosen = {kind: next((columns[name] for name in aliases if name in columns), None)
+              for kind, aliases in _COLUMNS.items()}
     if chosen["file"] is None:
-        raise ValueError(f"{path}: no column for the image among {header.strip()!r}; expected one of "
+        raise ValueError(f"{path}: no column for the image among {lines[first].strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
-
-    rows = pd.DataFrame({kind: "" if name is None else read[name] for kind, name in chosen.items()},
-                        read.index)
-    rows = rows.fillna("").apply(lambda cells: cells.str.strip()).replace("(?i)^(na|nan)$", "", regex=True)
-    rows = rows.replace(f"^'{FORMULA}", r"\1", regex=True)
-    others = rows.columns.drop("file")
-    rows[others] = rows[others].replace(r"^(\d+)\.0+$", r"\1", regex=True)
-    rows.index = pd.Index(range(first := text.count("\n", 0, before) + 2, first + len(rows)), name="line")
+    rows = pd.DataFrame({kind: read[name] if name else "" for kind, name in chosen.items()}, read.index)
+    rows = rows.fillna("").apply(lambda cells: cells.str.strip())
+    rows = rows.replace({"(?i)^(na|nan)$": "", f"^'{FORMULA}": r"\1", r"^(\d+)\.0+$": r"\1"}, regex=True)
+    rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
     rows = rows[rows["file"] != ""]
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
-    rows["split"] = rows["split"].map(canonical_split)
-    names = canonical_classes(set(rows["class"]) - {""}, graded)
-    rows["class"] = rows["class"].map({"": "", **names})
+    rows["class"] = rows["class"].map(names.canonical_classes(rows["class"], graded))
+    rows["split"] = rows["split"].map(names.canonical_split)
     return rows
 
 
@@ -322,9 +288,9 @@ def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -
     -------
     pandas.DataFrame
         The rows of `read_table` with one more column, `image`: the label of the image in `images`, "" where
-        there is none. It is the image at the row's very path, relative to the root or to the table; else
-        the one whose path ends like the row's, or the other way round, as far as both name folders (of a
-        class under any alias; a folder `images` does not count). A suffix may be missing or differ.
+        there is none. It is the image at the row's very path, relative to the root; else the one whose path
+        ends like the row's, or the other way round, as far as both name folders (of a class under any alias;
+        a folder `images` does not count). A suffix may be missing or differ.
 
     Raises
     ------
@@ -332,21 +298,17 @@ def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -
         If the table cannot be read, or a row fits several images.
     """
     labels = set(images["class"]) - {""}
-    rows = read_table(table, graded or (bool(labels) and labels <= set(GRADES)))
-    beside = os.path.relpath(os.path.realpath(Path(table).parent), os.path.realpath(images.attrs["root"]))
-    by_stem: defaultdict[str, list[tuple[str, list[str]]]] = defaultdict(list)
-    for name in images.index:
-        by_stem[PurePosixPath(name).stem].append((name, _folders(name)))
-    known, found = set(images.index), []
+    rows = read_table(table, graded or (bool(labels) and labels <= set(names.GRADES)))
+    called = defaultdict[str, list[str]](list)  # images by their name with and without suffix
+    for image in images.index:
+        for name in {posixpath.basename(image), without_suffix(posixpath.basename(image))}:
+            called[name].append(image)
+    found = []
     for line, file in rows["file"].items():
-        path = posixpath.normpath(file)
-        places = (path, posixpath.normpath(posixpath.join(beside.replace(os.sep, "/"), path)))
-        exact = [place for place in places if place in known]
-        folders, last = _folders(path), posixpath.basename(path)
-        alike = [name for stem in dict.fromkeys((last, PurePosixPath(last).stem))
-                 for name, own in by_stem.get(stem, ())
-                 if all(a == b for a, b in zip(reversed(folders), reversed(own), strict=False))]
-        fits = exact[:1] or [name for name in alike if posixpath.basename(name) == last] or alike
+        last = posixpath.basename(file)
+        alike = ([image for image in called[name] if _folders_agree(image, file)]
+                 for name in (last, without_suffix(last)))
+        fits = [file] if file in images.index else next(filter(None, alike), [])
         if len(fits) > 1:
             raise ValueError(f"{table}, line {line}: {file} fits {len(fits)} images: {', '.join(fits[:3])}"
                              f"{', ...' * (len(fits) > 3)}; expected its path below {images.attrs['root']}")
@@ -354,32 +316,11 @@ def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -
     return rows.assign(image=found)
 
 
-def _folders(path: str) -> list[str]:
-    return [canonical_class(part, graded=True) for part in path.split("/")[:-1] if part not in ("", "images")]
-
-
-def _index_labels(file: Path) -> pd.DataFrame:
-    """List the images of a label file as StyleGAN2-ADA reads it, whose numbers the classes have."""
-    try:
-        labels = dict(json.loads(file.read_text(encoding="utf-8"))["labels"])
-        images = index_images(file.parent)
-        images = images.loc[sorted(labels)]
-        images["number"] = [range(1000).index(labels[name]) for name in images.index]
-        n_classes = max(images["number"]) + 1
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f'{file}: expected {{"labels": [["folder/image.png", 0], ...]}} of images in its '
-                         f"folder ({error}); make it with `genailab data label`") from error
-    named = images[images["class"] != ""].groupby("number")["class"].unique()
-    alone = {number: names[0] for number, names in named.items() if len(names) == 1}
-    if set(alone) < set(images["number"]):
-        alone = {}
-    classes = [alone.get(number, f"class {number}") for number in range(n_classes)]
-    if all(GRADES[number:number + 1] == (name,) for number, name in alone.items()) and alone:
-        classes = list(GRADES)
-    images["class"] = [classes[number] for number in images.pop("number")]
-    images["split"] = ""  # the file numbers classes and knows no parts
-    images.attrs |= {"classes": classes, "splits": [], "empty": {}}
-    return images
+def _folders_agree(first: str, second: str) -> bool:
+    """Tell whether two paths end alike, as far as both name folders."""
+    folders = ([names.canonical_class(part, graded=True) for part in path.split("/")[-2::-1]
+                if part not in ("", "images")] for path in (first, second))
+    return all(a == b for a, b in zip(*folders, strict=False))
 
 
 class BitDepth:
@@ -401,13 +342,13 @@ class BitDepth:
     def bits(self) -> int | None:
         """The number of bits; a set seen before is not read again."""
         states = "".join(file_state(path, path) for path in self.paths)
-        file = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
-        known = file.read_text(errors="replace") if file.is_file() else ""
-        if known not in {str(bits) for bits in (0, *radiographs.BIT_DEPTHS)}:
+        note = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
+        known = note.read_text(errors="replace") if note.is_file() else ""
+        if known not in map(str, (0, *radiographs.BIT_DEPTHS)):  # not seen before, or damaged
             with warnings.catch_warnings(action="ignore"):
                 brightest = max(threaded(radiographs.brightest_undeclared, self.paths), default=0.0)
             known = str(radiographs.smallest_bit_depth(brightest) if brightest else 0)
-            with whole_file(file, sync=False) as path:
+            with whole_file(note, sync=False) as path:
                 path.write_text(known)
         return int(known) or None
 
@@ -429,8 +370,7 @@ def file_state(name: str, path: str) -> str:
 def torn_patients(images: pd.DataFrame) -> list[str]:
     """Return the patients that are known and lie in several splits, sorted."""
     told = images[images["known"] != "own"]
-    n_splits = told.groupby("patient")["split"].nunique()
-    return sorted(n_splits.index[n_splits > 1])
+    return sorted(name for name, splits in told.groupby("patient")["split"] if splits.nunique() > 1)
 
 
 def image_hashes(images: Tensor) -> list[str]:
@@ -480,5 +420,4 @@ def check_manifest(manifest: Collection[str], train: Tensor, **held_out: Tensor)
             raise ValueError(f"{part}: the generator has seen {leaked} of its {len(images)} images; whatever "
                              "is trained on what it makes knows them, too: train it on the training images")
     if unknown := len(seen.difference(image_hashes(train))):
-        raise ValueError(f"manifest: {unknown} of {len(seen)} images are none of the training; expected "
-                         "those of the training alone, in the size in which they are used")
+        raise ValueError(f"manifest: {unknown} of {len(seen)} images are none of the training, in this size")

@@ -11,18 +11,12 @@ KNOWN = (*GRADES, *FINDINGS)  # in their order everywhere
 PRESETS: dict[str, tuple[str, ...]] = {  # the classes of an empty tree
     "spine": GRADES,
     "covid": ("Normal", "COVID", "Lung_Opacity", "Viral Pneumonia"),
-    "chest": ("Normal", "Pneumonia"),
-}
+    "chest": ("Normal", "Pneumonia")}
 SPLITS = ("train", "val", "test")
 
-_FINDING_ALIASES = {  # spelled without case, spaces, hyphens and underscores
-    "normal": "Normal", "nofinding": "Normal", "nofindings": "Normal",
-    "pneumonia": "Pneumonia",
-    "covid": "COVID", "covid19": "COVID",
-    "lungopacity": "Lung_Opacity", "lung": "Lung_Opacity",
-    "viralpneumonia": "Viral Pneumonia", "viral": "Viral Pneumonia",
-    **{f"grade{number}": grade for number, grade in enumerate(GRADES)},
-}
+_ALIASES = {  # spelled without case, spaces, hyphens and underscores
+    **{re.sub("[ _]", "", name).lower(): name for name in KNOWN}, "nofinding": "Normal",
+    "nofindings": "Normal", "covid19": "COVID", "lung": "Lung_Opacity", "viral": "Viral Pneumonia"}
 _GRADE_ALIASES = {  # names that mean a grade only beside others of their kind
     alias: grade for number, (grade, name) in enumerate(zip(GRADES, GRADE_NAMES, strict=True))
     for alias in (str(number), name.lower(), f"{number}{name.lower()}")}
@@ -33,8 +27,7 @@ _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
     r"(?P<patient>\d{8})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient and visit
     r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
-    r"(?P<patient>case\d+)_\d+",  # AASCE spines: case and view
-))
+    r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
 
 
 def canonical_class(name: str, graded: bool = False) -> str:
@@ -59,7 +52,7 @@ def canonical_class(name: str, graded: bool = False) -> str:
     ('Normal', '3', 'grade_3')
     """
     key = re.sub(r"[\s_-]+", "", name).lower()
-    return _FINDING_ALIASES.get(key) or (graded and _GRADE_ALIASES.get(key)) or name
+    return _ALIASES.get(key) or (graded and _GRADE_ALIASES.get(key)) or name
 
 
 def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, str]:
@@ -80,7 +73,7 @@ def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, s
         are one class.
     """
     names = sorted(set(names))
-    graded = graded or {canonical_class(name, graded=True) for name in names} == set(GRADES)
+    graded = graded or {canonical_class(name, graded=True) for name in names if name} == set(GRADES)
     first: dict[str, str] = {}
     return {name: first.setdefault(unicodedata.normalize("NFC", found).casefold(), found)
             for name in names for found in [canonical_class(name, graded)]}

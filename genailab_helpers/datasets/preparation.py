@@ -6,6 +6,7 @@ Each step takes the table of `index.index_images` and writes a new folder, whole
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
 import textwrap
@@ -29,7 +30,6 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.index import TABLE, image_hashes, match_table, other_files, threaded
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.datasets.privacy import kept_mark
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
@@ -40,9 +40,9 @@ LABELS = "dataset.json"
 N_FOLDS = 20  # ratios are kept to a twentieth: 14, 3 and 3 folds are 70, 15 and 15 %
 
 _DRAWS = 1000  # of the folds that make a split
-_COLUMNS = ["file", "class", "patient", "split", "source"]
-_DROPPED = "Some images lie in split folders and some do not: the splits were dropped."
-_SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
+_FITS: dict[str, Callable[..., Image.Image]] = {  # an odd bar is wider at the bottom and at the right
+    "letterbox": partial(ImageOps.pad, centering=(0.4999, 0.4999)), "crop": ImageOps.fit,
+    "squash": Image.Image.resize}
 
 
 class Summary(NamedTuple):
@@ -107,13 +107,12 @@ def create_structure(output: str | Path, classes: Sequence[str], dry_run: bool =
     """
     names = sort_classes(map(canonical_class, classes))
     if not names or not all(map(_is_class_name, names)):
-        raise ValueError(f"classes {', '.join(names) or 'missing'}: expected names that a folder can have, "
-                         "such as Normal")
-    empty = {(name, split): 0 for name in names for split in SPLITS}
+        raise ValueError(f"classes {', '.join(names) or 'missing'}: expected names that a folder can have")
     if not dry_run:
         with whole_folder(output) as new:
-            _make_folders(new, empty)
-    return _summary("create", output, dry_run, empty)
+            for folder in (new / split / name for split in SPLITS for name in names):
+                folder.mkdir(parents=True)
+    return _summary("create", output, dry_run, {(name, split): 0 for name in names for split in SPLITS})
 
 
 def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | None = None,
@@ -151,31 +150,26 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     """
     _check_output(images, output, replace)
     allowed = {canonical_class(name) for name in classes} if classes else {*KNOWN}
-    every, left_out = _existing(images)
-    folders = [name.split("/")[:-1] for name in every.index]
+    folders = [name.split("/")[:-1] for name in images.index]
     deeper = [next(filter(allowed.__contains__, map(canonical_class, inner)), "") for inner in folders]
     above = [next(filter(None, map(canonical_split, inner)), "") for inner in folders]
-    every["class"] = every["class"].where(every["class"].isin(allowed), deeper)
-    every["split"] = every["split"].where(every["split"] != "", above)
+    every = images.assign(**{"class": images["class"].where(images["class"].isin(allowed), deeper),
+                             "split": images["split"].where(images["split"] != "", above)})
+    left_out: dict[str, list[str]] = {}
     if images.attrs["table_named"]:
-        every = _follow_table(every, match_table(images, images.attrs["table"]), left_out)
+        every = _follow_table(every, index.match_table(images, images.attrs["table"]), left_out)
     usable = every["class"].map(_is_class_name) & (every["class"].isin(allowed) | (not classes))
     left_out["no known class in the path or the table"] = every.index[~usable].tolist()
-    root, table = images.attrs["root"], os.path.realpath(images.attrs["table"])
-    left_out["not an image"] = [name for name in other_files(images) if PurePosixPath(name).name[0] != "."
-                                and name != TABLE and os.path.realpath(os.path.join(root, name)) != table]
-    placed, notes = every[usable].copy(), []
+    root, placed, notes = Path(images.attrs["root"]), every[usable].copy(), []
+    left_out["not an image"] = [name for name in index.other_files(images) if "/." not in f"/{name}"
+                                and root / name != Path(images.attrs["table"])]
     if placed.empty:
-        raise ValueError(f"{root}: none of {len(images)} images has a known class; name the folders after "
-                         "classes, or give the class names or a table")
-    if (placed["split"] == "").any():
-        notes = [_DROPPED] * any(placed["split"])
+        raise ValueError(f"{root}: none of {len(images)} images has a known class; give names or a table")
+    if 0 < (placed["split"] == "").sum() < len(placed):
+        notes = ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""
-    placed["file"] = _names_apart(_places(placed), placed["source"])
-    if not dry_run:
-        with whole_folder(output, _refuse_foreign if replace else None) as new:
-            _fill(new, placed, shutil.copyfile)
-    return _summary("organize", output, dry_run, _count(placed), left_out, notes)
+    placed["file"] = _names_apart(_places(placed))
+    return _write("organize", placed, output, _copy, dry_run, replace, left_out, notes)
 
 
 def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
@@ -215,18 +209,14 @@ def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
     -----
     Black and white are the ends of the scale, as `read_radiograph` defines it; reduction is antialiased.
     """
-    if fit not in ("letterbox", "squash", "crop"):
-        raise ValueError(f'fit={fit!r}: expected "letterbox", "squash" or "crop"')
+    if fit not in _FITS:
+        raise ValueError(f"fit={fit!r}: expected one of {', '.join(_FITS)}")
     check_img_size(img_size)
     _check_output(images, output, replace)
-    result, left_out = _existing(images)
-    result["file"] = _names_apart([re.sub(r"(\.[A-Za-z][^./]*)?$", ".png", name, count=1)
-                                   for name in result.index], result.index)  # the end of a UID is no suffix
-    if not dry_run:
-        make = partial(_resize, img_size=img_size, fit=fit, bits=images.attrs["bit_depth"].bits)
-        with whole_folder(output, _refuse_foreign if replace else None) as new:
-            result, left_out["cannot be read"] = _fill(new, result, make)
-    return _summary(f"preprocess to {img_size}x{img_size}, {fit}", output, dry_run, _count(result), left_out)
+    wanted = images.index.to_series().map(index.without_suffix) + ".png"
+    make = partial(_resize, img_size=img_size, fit=fit, bits=images.attrs["bit_depth"].bits)
+    return _write(f"preprocess to {img_size}x{img_size}, {fit}", images.assign(file=_names_apart(wanted)),
+                  output, make, dry_run, replace, {})
 
 
 def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RATIOS, seed: int = 42,
@@ -239,9 +229,10 @@ def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RA
     images : pandas.DataFrame
         From `index.index_images`. If there are splits already, they are ignored.
     output : str or Path
-        Gets `<split>/<class>/<image>` and `films.csv`.
+        Gets `<split>/<class>/<image>`, for each class with images in the split, and `films.csv`.
     ratios : sequence of float, default (0.7, 0.15, 0.15)
-        Shares of train, val and test; they sum to 1, are rounded to twentieths, and a split of 0 stays empty.
+        Shares of train, val and test; they sum to 1, each is 0 or at least a twentieth, and they are rounded
+        to twentieths.
     seed : int, default 42
         Seed of the draw.
     mode : {"copy", "link", "manifest"}, default "copy"
@@ -265,31 +256,22 @@ def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RA
     FileExistsError
         As `organize`.
     """
-    if mode not in ("copy", "link", "manifest"):
-        raise ValueError(f'mode={mode!r}: expected "copy", "link" or "manifest"')
-    n_folds = _folds_of(ratios)
+    makers = {"copy": _copy, "link": _link, "manifest": None}
+    if mode not in makers:
+        raise ValueError(f"mode={mode!r}: expected one of {', '.join(makers)}")
+    share = _round_ratios(ratios)
     _check_output(images, output, replace)
-    every, left_out = _existing(images)
-    left_out["not in a class folder"] = every.index[every["class"] == ""].tolist()
-    result = _placed(every)
-    notes = []
-    if any(abs(ratio - n_folds[name] / N_FOLDS) > 1e-6 for name, ratio in zip(SPLITS, ratios, strict=True)):
-        notes.append("Ratios are kept to twentieths: " + ", ".join(
-            f"{name} {n / N_FOLDS:.2f}" for name, n in n_folds.items()) + ".")
+    (result, left_out), notes = _placed(images), []
+    if not np.allclose(share, ratios):
+        rounded = ", ".join(f"{name} {part:.2f}" for name, part in zip(SPLITS, share, strict=True))
+        notes = [f"Ratios are kept to twentieths: {rounded}."]
     notes += ["The splits that the images lie in were ignored."] * any(result["split"])
     result["group"], said = _tie(result, near_duplicates)
-    result["split"] = ""
-    places = _names_apart(_places(result), result["source"])  # over all splits: outlives a new seed
+    places = _names_apart(_places(result.assign(split="")))  # over all splits: outlives a new seed
     result["split"] = assign_splits(result["class"], result["group"], ratios, seed)
-    result["file"] = result["source"] if mode == "manifest" else result["split"] + "/" + places
-    shares = {name: n / N_FOLDS for name, n in n_folds.items() if n}
-    counts = {(label, name): 0 for label in set(result["class"]) for name in shares} | _count(result)
-    if not dry_run:
-        with whole_folder(output, _refuse_foreign if replace else None) as new:
-            _make_folders(new, counts if mode != "manifest" else ())
-            _fill(new, result, {"copy": shutil.copyfile, "link": _link, "manifest": None}[mode])
-    return _summary(f"split with seed {seed}", output, dry_run, counts, left_out,
-                    [*notes, *said, *_say_what_is_off(result, shares)])
+    result["file"] = result.index if mode == "manifest" else result["split"] + "/" + places
+    return _write(f"split with seed {seed}", result, output, makers[mode], dry_run, replace, left_out,
+                  [*notes, *said, *_say_what_is_off(result, share)])
 
 
 def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run: bool = False,
@@ -301,7 +283,7 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
     images : pandas.DataFrame
         From `index.index_images`.
     output : str or Path, optional
-        A file in the root, by default `dataset.json`, where `RadiographFolder` reads it back.
+        A file in the root, by default `dataset.json`.
     dry_run : bool, default False
         Only say what would be done.
     replace : bool, default False
@@ -319,7 +301,7 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
     FileExistsError
         If the file is there, and `replace` is not set or it is no label file.
     """
-    root, placed, classes = Path(images.attrs["root"]), _placed(images), images.attrs["classes"]
+    root, (placed, left_out), classes = Path(images.attrs["root"]), _placed(images), images.attrs["classes"]
     file = Path(os.path.expanduser(output)) if output else root / LABELS
     if file.resolve().parent != root.resolve():
         raise ValueError(f"{file}: expected a file in {root}, because the paths in it start there")
@@ -331,7 +313,6 @@ def write_labels(images: pd.DataFrame, output: str | Path | None = None, dry_run
         with whole_file(file) as temporary:
             temporary.write_bytes(f'{{"labels": [\n{listed}\n]}}\n'.encode())
     numbers = ", ".join(f"{name} {number}" for number, name in enumerate(classes))
-    left_out = {"not in a class folder": images.index[images["class"] == ""].tolist()}
     return _summary("label", file, dry_run, _count(placed), left_out, [f"Classes: {numbers}."])
 
 
@@ -365,54 +346,37 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
     Notes
     -----
     Twenty folds by scikit-learn's StratifiedGroupKFold; of 1,000 ways to give them to the splits, the one
-    that keeps the classes best. Groups are then moved singly while a class is off by more than 1.5 points
-    and a move helps. Fewer than twenty groups, or images of each class, are dealt one by one, the largest
-    first, each to the split that lacks most of its classes.
+    that keeps the classes best. Fewer than twenty groups, or images of each class, start in one split
+    instead. Groups are then moved singly while a class is off by more than 1.5 points and a move helps.
     """
-    share = np.array(list(_folds_of(ratios).values())) / N_FOLDS
+    share = _round_ratios(ratios)
     _, code = np.unique(list(labels), return_inverse=True)
     names, member = np.unique(list(groups), return_inverse=True)
-    counts = np.zeros((len(names), code.max() + 1))  # images by group and class
-    np.add.at(counts, (member, code), 1)
-    if min(len(names), counts.sum(0).max()) < N_FOLDS:
-        of_group = _deal(counts, share, np.random.default_rng(seed))
-    else:
-        of_group = _draw_folds(member, code, share, seed)
-        _move_groups(of_group, counts, share)
+    counts = pd.crosstab(member, code).to_numpy()  # images by group and class
+    of_group, order = np.full(len(names), share.argmax()), np.random.default_rng(seed).permutation(len(names))
+    if min(len(names), counts.sum(0).max()) >= N_FOLDS:
+        of_group, order = _draw_folds(member, code, share, seed), np.arange(len(names))
+    of_group[order] = _move_groups(of_group[order], counts[order], share)
     return [SPLITS[number] for number in of_group[member]]
-
-
-def _deal(counts: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give groups one by one, the largest first, to the split that lacks most of their classes."""
-    lack, of_group = share[:, None] * counts.sum(0), np.empty(len(counts), dtype=int)
-    for group in np.lexsort((rng.permutation(len(counts)), -counts.sum(1))):
-        gain = (lack * counts[group] / counts.sum(0)).sum(1)
-        of_group[group] = np.where(share > 0, gain, -np.inf).argmax()
-        lack[of_group[group]] -= counts[group]
-    return of_group
 
 
 def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
     """Make folds of groups, and give them to the splits in the way that keeps the classes best."""
     order, fold = np.lexsort((code, member)), np.empty(len(code), dtype=int)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+    with warnings.catch_warnings(action="ignore"):  # of a class with fewer images than folds
         splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
         for number, (_, test) in enumerate(splitter.split(order, code[order], member[order])):
             fold[order[test]] = number
-    held = np.zeros((N_FOLDS, code.max() + 1))
-    np.add.at(held, (fold, code), 1)
+    held = pd.crosstab(fold, code).reindex(range(N_FOLDS), fill_value=0).to_numpy()
     seats = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
     ways = np.random.default_rng(seed).permuted(np.tile(seats, (_DRAWS, 1)), axis=1)  # the split of each fold
     reached = np.stack([(ways == number) @ held for number in range(len(SPLITS))], 1) / held.sum(0)
     off = np.abs(reached - share[:, None])
     best = ((off - TOLERANCE).clip(0).sum((1, 2)) + off.max((1, 2))).argmin()
-    of_group = np.empty(member.max() + 1, dtype=int)
-    of_group[member] = ways[best][fold]
-    return of_group
+    return pd.Series(ways[best][fold]).groupby(member).first().to_numpy(copy=True)
 
 
-def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> None:
+def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Move single groups between splits, always the one that helps most, until no class is off or none helps.
 
     Folds of a class in which one patient has a tenth of the images may be several points off.
@@ -420,70 +384,63 @@ def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) ->
     splits, total = np.eye(len(share)), counts.sum(0)
 
     def excess(held: np.ndarray) -> np.ndarray:
-        return (np.abs(held / total - share[:, None]) - TOLERANCE).clip(0).sum((-2, -1))
+        return (np.abs(held / total - share[:, None]) - TOLERANCE).clip(0)
 
-    held = splits[of_group].T @ counts
-    while excess(held) > 1e-9:
-        off = (np.abs(held / total - share[:, None]) > TOLERANCE).any(0)
-        rows = np.flatnonzero(counts[:, off].any(1))
-        change = splits[:, None] - splits[of_group[rows]]  # (to, group, split)
-        after = excess(held + change[share > 0, ..., None] * counts[rows][:, None])
-        to, row = np.unravel_index(after.argmin(), after.shape)
-        if after[to, row] > excess(held) - 1e-9:
-            return
-        of_group[rows[row]] = np.flatnonzero(share > 0)[to]
+    while True:
         held = splits[of_group].T @ counts
+        rows = np.flatnonzero(counts @ excess(held).sum(0))  # groups with images of a class that is off
+        change = splits[:, None] - splits[of_group[rows]]  # (to, group, split)
+        after = excess(held + change[..., None] * counts[rows][:, None]).sum((-2, -1))
+        after[share == 0] = np.inf
+        if not after.min(initial=np.inf) < excess(held).sum() - 1e-9:
+            return of_group
+        to, row = np.unravel_index(after.argmin(), after.shape)
+        of_group[rows[row]] = to
 
 
-def _folds_of(ratios: Sequence[float]) -> dict[str, int]:
-    """Return how many of the twenty folds each split gets."""
-    if len(ratios) != len(SPLITS) or min(ratios) < 0 or not abs(sum(ratios) - 1) <= 1e-6:  # NaN, too
-        raise ValueError(f"ratios {', '.join(map(str, ratios))}: expected three shares for "
-                         f"{', '.join(SPLITS)} that sum to 1, such as 0.7, 0.15, 0.15")
-    folds = np.array([max(1, int(N_FOLDS * ratio)) if ratio > 0 else 0 for ratio in ratios])
-    while folds.sum() != N_FOLDS:  # one more where most is missing, one less where there is most too much
-        lack = np.where(np.array(ratios) > 0, N_FOLDS * np.array(ratios) - folds, np.nan)
-        step = np.sign(N_FOLDS - folds.sum())
-        folds[np.nanargmax(step * lack)] += step
-    return dict(zip(SPLITS, folds.tolist(), strict=True))
+def _round_ratios(ratios: Sequence[float]) -> np.ndarray:
+    """Round the shares of the splits to whole folds, so that they still sum to 1."""
+    share = np.array(ratios, dtype=float)
+    if share.shape != (3,) or not np.isclose(share.sum(), 1) or ((share != 0) & (share < 1 / N_FOLDS)).any():
+        raise ValueError(f"ratios {', '.join(map(str, ratios))}: expected three shares that sum to 1, such "
+                         "as 0.7, 0.15, 0.15; each of them 0, or at least a twentieth")
+    return np.diff(np.floor(share.cumsum() * N_FOLDS + 0.5 + 1e-6), prepend=0) / N_FOLDS
 
 
 def _tie(images: pd.DataFrame, near_duplicates: bool) -> tuple[list[str], list[str]]:
     """Name the group of each image: all that patients, equal images and near duplicates hold together."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the images left out are counted in a note
+    with warnings.catch_warnings(action="ignore"):  # the images left out are counted in a note
         batch, kept = read_images(images, duplicates.SIDE, "skip")
     rows = images.index.get_indexer(kept.index)
-    first: dict[object, int] = {}
-    of_patient = [(first.setdefault(("patient", name), i), i) for i, name in enumerate(images["patient"])]
-    exact = [(first.setdefault(sha, row), row) for row, sha in zip(rows, image_hashes(batch), strict=True)]
+    sights = index.image_hashes(batch)
+    of_patient = enumerate(pd.Series(range(len(images))).groupby(images["patient"].array).transform("first"))
+    exact = zip(rows, pd.Series(rows).groupby(sights).transform("first"), strict=True)
     pairs = duplicates.find_duplicates(batch) if near_duplicates else []
     near = [(rows[pair.first], rows[pair.second]) for pair in pairs]
     a, b = np.array([*of_patient, *exact, *near]).T
     graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(images), len(images)))
     n_groups, component = connected_components(graph, directed=False)
     looked = f", pairs of near duplicates ({len(near)})" if near_duplicates else "; near ones not looked for"
-    unread = f"{len(images) - len(kept)} images cannot be read: kept together by patient only."
-    notes = [*[unread] * (len(kept) < len(images)),
+    unread = len(images) - len(kept)
+    notes = [*[f"{unread} images cannot be read: kept together by patient only."] * (unread > 0),
              f"{len(images)} images of {images['patient'].nunique()} patients.",
-             f"Kept together: images of a patient, equal images ({sum(a != b for a, b in exact)}){looked}; "
+             f"Kept together: images of a patient, equal images ({len(sights) - len(set(sights))}){looked}; "
              f"{n_groups} groups, the largest of {np.bincount(component).max()} images."]
     return images.index.to_series().groupby(component).transform("first").tolist(), notes
 
 
-def _say_what_is_off(placed: pd.DataFrame, shares: Mapping[str, float]) -> list[str]:
+def _say_what_is_off(placed: pd.DataFrame, share: np.ndarray) -> list[str]:
     """Write a sentence on each class whose share is off by more than the tolerance, or that a split lacks."""
-    notes = []
+    notes, asked = [], pd.Series(share, SPLITS)[share > 0]
     for label in sort_classes(placed["class"]):
         of_class = placed[placed["class"] == label]
-        reached = of_class["split"].value_counts(normalize=True).reindex(list(shares), fill_value=0)
-        points = 100 * (reached - pd.Series(shares))
-        worst = points.abs().idxmax()
-        if abs(points[worst]) > 100 * TOLERANCE + 1e-7:
-            notes.append(f"{label}: {points[worst]:+.1f} points in {worst} (more than {100 * TOLERANCE:g}); "
-                         f"its {len(of_class)} images are in {of_class['group'].nunique()} groups that stay "
-                         "whole.")
-        if lacking := [name for name in shares if name not in set(of_class["split"])]:
+        reached = of_class["split"].value_counts(normalize=True).reindex(asked.index, fill_value=0)
+        off = reached - asked
+        worst = off.abs().idxmax()
+        if abs(off[worst]) > TOLERANCE + 1e-9:
+            notes.append(f"{label}: {100 * off[worst]:+.1f} points in {worst}; its {len(of_class)} images "
+                         f"are in {of_class['group'].nunique()} groups that stay whole.")
+        if lacking := reached.index[reached == 0].tolist():
             notes.append(f"{label}: no image in {' and '.join(lacking)}.")
     return notes
 
@@ -499,51 +456,42 @@ def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, 
     """Keep the images that a table names, with the class that it gives; list the rows of no use."""
     absent = rows["file"][rows["image"] == ""]
     said = rows[rows["image"] != ""].drop_duplicates(["image", "class"])
-    twice = said["image"].duplicated(keep=False)
-    named = said[~twice].set_index("image")["class"].reindex(images.index)
+    said = said[~said["image"].duplicated(keep=False)].set_index("image")["class"].reindex(images.index)
     left_out["table rows without their image"] = [f"line {line} ({file})" for line, file in absent.items()]
-    left_out["in the table twice and differently"] = sorted(set(said["image"][twice]))
-    left_out["not in the table, or there with two classes"] = images.index[named.isna()].tolist()
-    return images.assign(**{"class": named.where(named != "", images["class"])})[named.notna()]
+    left_out["not in the table, or there with two classes"] = images.index[said.isna()].tolist()
+    return images.assign(**{"class": said.where(said != "", images["class"])})[said.notna()]
 
 
-def _placed(images: pd.DataFrame) -> pd.DataFrame:
-    if not any(images["class"]):
-        root = images.attrs["root"]
-        raise ValueError(f"{root}: no image lies in a class folder; organize the folder first")
-    return images[images["class"] != ""].copy()
+def _placed(images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Return the images in class folders, and the names of the others."""
+    loose = images["class"] == ""
+    if loose.all():
+        raise ValueError(f"{images.attrs['root']}: no image lies in a class folder; organize it first")
+    return images[~loose].copy(), {"not in a class folder": images.index[loose].tolist()}
 
 
-def _places(images: pd.DataFrame) -> list[str]:
+def _places(images: pd.DataFrame) -> pd.Series:
     """Return split/class/name of each image."""
-    return [f"{split}/{label}/{PurePosixPath(name).name}".lstrip("/") for split, label, name
-            in zip(images["split"], images["class"], images["source"], strict=True)]
+    names = images.index.map(posixpath.basename)
+    return pd.Series(list(map(posixpath.join, images["split"], images["class"], names)), images.index)
 
 
-def _existing(images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Return the images whose file is there, and the links to nothing as the first that are left out."""
-    there = images["path"].map(os.path.exists)
-    gone = images.index[~there].tolist()
-    return images[there].assign(source=images.index[there]), {"a link to nothing": gone}
-
-
-def _names_apart(wanted: Sequence[str], sources: Iterable[str]) -> pd.Series:
+def _names_apart(wanted: pd.Series) -> pd.Series:
     """Return a path for each image that no other has, on any file system.
 
-    All namesakes get the folders of their source as a tag, and where that is not enough a hash of the source,
-    so that the result does not depend on an order.
+    All namesakes get the folders of their source as a tag, and where that is not enough, or too long, a hash
+    of the source, so that the result does not depend on an order.
     """
-    names = pd.Series(list(wanted), index=pd.Index(sources))
-    for level in (1, 2):
-        keys = names.map(lambda name: unicodedata.normalize("NFC", name).casefold())
-        for i in np.flatnonzero(keys.duplicated(keep=False)).tolist():
-            place, origin = PurePosixPath(wanted[i]), PurePosixPath(names.index[i])
-            tag = "-".join(origin.parts[:-1])[:80] or origin.suffix[1:] or "dicom"
-            tag += f"-{hashlib.blake2b(os.fsencode(origin), digest_size=8).hexdigest()}" * (level > 1)
-            names.iloc[i] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
-    for i in np.flatnonzero([len(os.fsencode(PurePosixPath(name).name)) > 255 for name in names]).tolist():
-        place, tag = PurePosixPath(wanted[i]), hashlib.sha256(os.fsencode(names.index[i])).hexdigest()
-        names.iloc[i] = str(place.with_name(f"{place.stem[:40]}__{tag[:16]}{place.suffix[-20:]}"))
+    names = wanted.copy()
+    for round_ in ("folders", "hash"):
+        alike = names.map(lambda name: unicodedata.normalize("NFC", name).casefold()).duplicated(keep=False)
+        too_long = names.map(lambda name: len(os.fsencode(posixpath.basename(name))) > 255)
+        for source in names.index[alike | too_long]:
+            place, tag = PurePosixPath(wanted[source]), "-".join(source.split("/")[:-1])
+            if round_ == "hash":
+                place = place.with_name(place.stem[:40] + place.suffix[-20:])
+                tag = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+            names[source] = str(place.with_name(f"{place.stem}__{tag}{place.suffix}"))
     return names
 
 
@@ -553,89 +501,91 @@ def _count(placed: pd.DataFrame) -> dict[tuple[str, str], int]:
 
 def _summary(what: str, output: str | Path, dry_run: bool, counts: dict[tuple[str, str], int],
              left_out: Mapping[str, list[str]] | None = None, notes: Sequence[str] = ()) -> Summary:
-    title = f"{what} -> {output}" + " (dry run: nothing was written)" * dry_run
     left = {reason: names for reason, names in (left_out or {}).items() if names}
+    title = f"{what} -> {output}" + " (dry run: nothing was written)" * dry_run
     return Summary(title, counts, left, list(notes))
 
 
 def _check_output(images: pd.DataFrame, output: str | Path, replace: bool) -> None:
     """Refuse what cannot be written, before any work."""
     source, target = Path(images.attrs["root"]).resolve(), Path(os.path.expanduser(output)).resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"{output}: lies in the input {source}, or the input in it; "
-                         "expected a folder apart, so that the input stays as it is")
-    if target.is_file() or (holds_files(target) and not replace):
-        raise FileExistsError(f"{target}: expected a new or empty folder; choose another, or replace this "
-                              "one with --replace")
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        raise ValueError(f"{output}: lies in the input {source}, or the input in it; expected a folder apart")
     if replace:
         _refuse_foreign(target)
+    elif holds_files(target):
+        raise FileExistsError(f"{target}: expected a new or empty folder; choose another, or replace "
+                              "this one with --replace")
 
 
 def _refuse_foreign(target: Path) -> None:
     """Refuse to replace a folder that holds what no run of this project has written."""
-    ours = {TABLE, LABELS}
+    ours = {index.TABLE, LABELS}
     with suppress(ValueError):  # no table, or one of somebody else that lists nothing of ours
-        ours |= set(index.read_table(target / TABLE)["file"])
+        ours |= set(index.read_table(target / index.TABLE)["file"])
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
-    if strange := sorted(name for name in files - ours if PurePosixPath(name).name not in _SYSTEM_FILES):
-        raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {TABLE} does "
-                              "not list, so it is not replaced; move them out or choose another folder")
+    if strange := sorted(files - ours):
+        raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {index.TABLE} "
+                              "does not list, so it is not replaced; move them out or choose another folder")
+
+
+def _keep_private(target: Path, *sources: str) -> None:
+    """Let nobody read what is made of images who may not read all of them."""
+    target.chmod(np.bitwise_and.reduce([os.stat(path).st_mode for path in (str(target), *sources)]))
+
+
+def _copy(source: str, target: Path) -> None:
+    shutil.copyfile(source, target)
+    _keep_private(target, source)
 
 
 def _link(source: str, target: Path) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError as error:
-        raise OSError(f"{target.name}: no hard link to {source} is possible ({error.strerror}); "
-                      "choose the mode copy") from error
+    os.link(os.path.realpath(source), target)
 
 
 def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None) -> None:
-    unit = ((read_radiograph(source, img_size if fit == "squash" else None, bits)[0] + 1) / 2).numpy()
-    side = min(unit.shape) if fit == "crop" else max(unit.shape)
-    top, left = (max(0, length - side) // 2 for length in unit.shape)
-    image = Image.fromarray(unit[top:top + side, left:left + side])
-    if fit != "squash":  # an odd bar is wider at the bottom and at the right
-        image = ImageOps.pad(image, (img_size, img_size), Image.Resampling.BILINEAR, centering=(.4999, .4999))
+    unit = (read_radiograph(source, img_size if fit == "squash" else None, bits)[0] + 1) / 2
+    image = _FITS[fit](Image.fromarray(unit.numpy()), (img_size, img_size), Image.Resampling.BILINEAR)
     Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8)).save(
         target, "PNG", pnginfo=kept_mark(Path(source)))
+    _keep_private(target, source)
 
 
-def _make_folders(new: Path, counts: Iterable[tuple[str, str]]) -> None:
-    for label, name in counts:
-        (new / name / label).mkdir(parents=True, exist_ok=True)
-
-
-def _keep_private(made: Path, mode: int) -> None:
-    """Let nobody read what is made of an image who may not read that."""
-    if (before := made.stat().st_mode) & ~mode:  # a hard link may belong to somebody else
-        made.chmod(before & mode)
+def _write(what: str, placed: pd.DataFrame, output: str | Path, make: Callable[[str, Path], object] | None,
+           dry_run: bool, replace: bool, left_out: dict[str, list[str]],
+           notes: Sequence[str] = ()) -> Summary:
+    """Make a folder of images, by `make(source, target)`, and its table; whole or not at all."""
+    if not dry_run:
+        with whole_folder(output, _refuse_foreign if replace else None) as new:
+            placed, left_out["cannot be read"] = _fill(new, placed, make)
+    return _summary(what, output, dry_run, _count(placed), left_out, notes)
 
 
 def _fill(new: Path, placed: pd.DataFrame,
           make: Callable[[str, Path], object] | None) -> tuple[pd.DataFrame, list[str]]:
-    """Make the files of a folder and their table; return what was made, and why the rest was not."""
-    def made(path: str, file: str) -> str:
+    """Make the images of a folder and their table; return those that were made, and why others were not."""
+    def reason(row: tuple[str, str]) -> str:
+        source, target = row[0], new / row[1]
         try:
             if make:
-                make(path, new / file)
-                _keep_private(new / file, os.stat(path).st_mode)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                make(source, target)
         except UnreadableRadiographError as error:
             return error.reason
+        except FileNotFoundError:
+            return "a link to nothing"
         return ""
 
-    for parent in {(new / file).parent for file in placed["file"]} if make else ():
-        parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # reading in threads would leave the filters of warnings changed
-        working = threaded(lambda row: made(*row), list(zip(placed["path"], placed["file"], strict=True)))
+        working = index.threaded(reason, list(zip(placed["path"], placed["file"], strict=True)))
         reasons = np.array(list(tqdm(working, "writing images", len(placed), unit="image", disable=None)))
-    told = sorted(zip(placed["source"], reasons, strict=True))
-    bad = [f"{source}: {reason}" for source, reason in told if reason]
+    bad = [f"{source}: {said}" for source, said in zip(placed.index, reasons, strict=True) if said]
     if len(bad) == len(placed):
         raise ValueError(f"none of {len(placed)} images can be read; the first: {bad[0]}")
     placed = placed[reasons == ""]
-    noted = placed.assign(patient=placed["patient"].where(placed["known"] != "own", ""))
-    noted = noted.sort_values("file")[_COLUMNS].replace(f"^{index.FORMULA}", r"'\1", regex=True)
-    noted.to_csv(new / TABLE, index=False, lineterminator="\n")
-    _keep_private(new / TABLE, int(np.bitwise_and.reduce([os.stat(path).st_mode for path in placed["path"]])))
+    noted = placed.assign(source=placed.index, patient=placed["patient"].where(placed["known"] != "own", ""))
+    noted = noted.sort_values("file")[["file", "class", "patient", "split", "source"]]
+    noted.replace(f"^{index.FORMULA}", r"'\1", regex=True).to_csv(
+        new / index.TABLE, index=False, lineterminator="\n")
+    _keep_private(new / index.TABLE, *placed["path"])
     return placed, bad

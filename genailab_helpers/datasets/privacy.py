@@ -2,9 +2,8 @@
 
 import re
 import warnings
-from functools import cache
+from contextlib import suppress
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 from PIL import ExifTags
@@ -16,27 +15,26 @@ SYNTHETIC = "Synthetic"  # key of the text in a PNG file
 # DICOM PS3.15, table E.1-1: those that name people and places
 _PERSON_FIELDS = re.compile("(Other)?Patient(Name|BirthDate|Address|Telephone|Mother)|OperatorsName|"
                             "Institution(Name|Address)|.*Physician|ResponsiblePerson")
-_PERSON_TAGS = ("Artist", "XPAuthor", "CameraOwnerName", "BodySerialNumber", "GPSInfo")
 _TEXTS = ("imagedescription", "usercomment", "xpcomment", "xpsubject", "xptitle", "author", "description",
           "comment", "title", "subject")
-_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital|^name$",
-                      re.I)
+_TELLING = re.compile(r"patient|birth|\bdob\b|surname|(first|last|full)[ _]?name|physician|hospital|"
+                      r"^(name|artist|xpauthor|cameraownername|bodyserialnumber|gpsinfo)$", re.I)
 _COLUMNS = re.compile(r"^(patient)?(first|last|full|sur|given|family)?name$|birth|^dob$|address|phone|mail$")
 _TITLED = re.compile(r"(?<![A-Za-z])(?:Dr|DR|Mr|Mrs|Ms|Prof)[. _-]+([A-Z][a-z]{2,})")
 _INVERTED = re.compile(r"(?<![A-Za-z])(?:([A-Z][a-z]+), ?[A-Z][a-z]+(?![A-Za-z])|[A-Za-z]{2,}\^[A-Za-z]+)")
 _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "film", "image", "lateral",
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
 _DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
+_GIVEN_NAMES = frozenset(Path(__file__).with_name("person_names.txt").read_text(encoding="utf-8").split())
 _ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
 
 
 def names_somebody(text: str) -> bool:
     """Tell whether a text holds a common given name, a title with a name, or `Smith, John`."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
-    if any(len(word) > 3 and word.lower() in _given_names() for word in words):
-        return True
-    return any((match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED)
-               for match in pattern.finditer(text))
+    return any(len(word) > 3 and word.lower() in _GIVEN_NAMES for word in words) or any(
+        (match[1] or "").lower() not in _NO_NAMES for pattern in (_TITLED, _INVERTED)
+        for match in pattern.finditer(text))
 
 
 def identifies(file_name: str) -> bool:
@@ -44,38 +42,25 @@ def identifies(file_name: str) -> bool:
     return names_somebody(file_name) or _DATED.search(file_name) is not None
 
 
-@cache
-def _given_names() -> frozenset[str]:
-    text = files("genailab_helpers.datasets").joinpath("person_names.txt").read_text(encoding="utf-8")
-    return frozenset(text.split())
-
-
 def _dicom_header(path: Path) -> dict[str, str]:
     """Return the elements of a DICOM header that are not empty; nothing for another file."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            header = read_dicom(path)
-            return {name: str(header[name].value) for name in header.dir() if header.get(name)}
-    except Exception:  # another file, no package or damaged: the check "unreadable" says so
-        return {}
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # "unreadable" is another check
+        header = read_dicom(path)
+        return {name: str(header[name].value) for name in header.dir() if header.get(name)}
+    return {}
 
 
 def _metadata(path: Path) -> dict[str, str]:
     """Return EXIF tags, text chunks and comments of an image file by their names."""
-    def plain(value: object) -> str:
-        text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
-        return text.replace("\0", "").strip()
-
-    try:
-        with open_image(path) as image:
-            exif = image.getexif()
-            tags = {ExifTags.TAGS.get(tag, ""): value
-                    for tag, value in {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}.items()}
-            tags |= {str(key): value for key, value in image.info.items()
-                     if isinstance(value, str) or key == "comment"}
-            return {name: plain(value) for name, value in tags.items()}
-    except Exception:  # the check "unreadable" says so
-        return {}
+    with suppress(Exception), open_image(path) as image:
+        exif = image.getexif()
+        every = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+        tags = {ExifTags.TAGS.get(tag, ""): value for tag, value in every.items()}
+        tags |= {str(key): value for key, value in image.info.items()
+                 if isinstance(value, str) or key == "comment"}
+        return {name: (value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value))
+                .replace("\0", "").strip() for name, value in tags.items()}
+    return {}
 
 
 def shows_lateral(path: Path) -> bool:
@@ -92,18 +77,16 @@ def mark_synthetic(origin: str) -> PngInfo:
     origin : str
         What made the image, such as "diffusion model, seed 0".
     """
-    return _text_chunk(f"not for diagnosis; {origin}; genailab {version('genailab-helpers')}")
-
-
-def kept_mark(path: Path) -> PngInfo | None:
-    """Return the mark of a synthetic image, so that a copy of it keeps it; None for any other."""
-    text = _metadata(path).get(SYNTHETIC)
-    return None if text is None else _text_chunk(text)
-
-
-def _text_chunk(text: str) -> PngInfo:
     mark = PngInfo()
-    mark.add_text(SYNTHETIC, text)
+    mark.add_text(SYNTHETIC, f"not for diagnosis; {origin}; genailab {version('genailab-helpers')}")
+    return mark
+
+
+def kept_mark(path: Path) -> PngInfo:
+    """Return the mark of a synthetic image, so that a copy of it keeps it; an empty one for any other."""
+    mark, tags = PngInfo(), _metadata(path)
+    if SYNTHETIC in tags:
+        mark.add_text(SYNTHETIC, tags[SYNTHETIC])
     return mark
 
 
@@ -114,21 +97,20 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
     that name or identify somebody, those of free text in which nothing telling was recognised, whether there
     is a patient number, which may be a pseudonym, and whether the image is marked as synthetic.
     """
-    header, personal, texts = _dicom_header(path), [], []
+    header, texts = _dicom_header(path), []
+    if header.get("PatientIdentityRemoved") == "YES":
+        return [], [], False, False
+    personal = [f"DICOM {name}" for name, value in header.items()
+                if _PERSON_FIELDS.match(name) and not _ANONYMOUS.search(value)
+                and (re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate")]
     tags = {} if header else _metadata(path)
-    removed = header.get("PatientIdentityRemoved") == "YES"
-    for name, value in {} if removed else header.items():
-        telling = re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate"
-        if _PERSON_FIELDS.match(name) and telling and not _ANONYMOUS.search(value):
-            personal.append(f"DICOM {name}")
     for name, text in tags.items():
         free = name.lower() in _TEXTS
-        if text and (name in _PERSON_TAGS or _TELLING.search(name) or (
-                free and (names_somebody(text) or _TELLING.search(text)))):
+        if text and (_TELLING.search(name) or (free and (names_somebody(text) or _TELLING.search(text)))):
             personal.append(name)
-        elif free and text:
+        elif text and free:
             texts.append(name)
-    return personal, texts, "PatientID" in header and not removed, SYNTHETIC in tags
+    return personal, texts, "PatientID" in header, SYNTHETIC in tags
 
 
 def person_columns(table: Path) -> list[str]:

@@ -100,12 +100,6 @@ def test_synthetic_trains_on_all_findings(monkeypatch: pytest.MonkeyPatch, train
     assert sum(recipe["classes"].values()) == 20
 
 
-def test_a_label_file_can_be_trained_on(images: Path, tmp_path: Path, train, genailab) -> None:
-    data = shutil.copytree(images, tmp_path / "images")
-    genailab.run("data", "label", "--input", data)
-    assert recipe_of(train(data / "dataset.json"))["classes"] == {"Normal": 24, "COVID": 8}
-
-
 def test_a_run_that_could_not_write_its_model_goes_on(
         trained: Path, images: Path, tmp_path: Path, train, genailab,
         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def chest(kaggle, put, monkeypatch):
     (root / "__MACOSX" / "._IM-0001-0001.jpeg").write_bytes(b"fork")
     (root / "train" / ".DS_Store").write_bytes(b"")
     private = put(kaggle.folder.parent / "private", "secret.png")
-    (root / "train" / "NORMAL" / "link.png").symlink_to(private / "secret.png")
+    (root / "train" / "NORMAL" / "link.png").symlink_to(put(kaggle.folder.parent / "own", "x.png") / "x.png")
     (root / "train" / "linked").symlink_to(private, target_is_directory=True)
     return kaggle
 

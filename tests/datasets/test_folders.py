@@ -122,15 +122,13 @@ def test_many_bad_images_are_named_in_one_short_warning(tmp_path, put):
     with pytest.warns(UserWarning, match="9 of 10 images .*bad0.*bad1.*bad2.*and 6 more$") as warned:
         read_images(table, 32, on_unreadable="skip")
     assert len(warned) == 1
-    with pytest.raises(ValueError, match=r"none of 9 images can be read; the first: .*bad0\.png: neither"):
+    with pytest.raises(ValueError, match=r"none of 9 images can be read: .*bad0\.png: neither"):
         read_images(table.drop(index="good.png"), 32, on_unreadable="skip")
 
 
 def test_wrong_arguments(make_set):
     table = index_images(make_set(1))
     for use in (read_images, RadiographFolder):
-        with pytest.raises(ValueError, match='on_unreadable=\'ignore\': expected "stop" or "skip"'):
-            use(table, 32, on_unreadable="ignore")
         for img_size in (0, -1, 15, 3.5, True):
             with pytest.raises(ValueError, match="img_size="):
                 use(table, img_size)
@@ -284,15 +282,8 @@ def test_two_processes_may_fill_the_cache_at_once(make_set, own_cache, decoded):
     assert not list(own_cache.rglob(".*"))
 
 
-def test_a_large_cache_is_announced_and_refused_before_it_starts(make_set, decoded, monkeypatch, capsys):
-    root = make_set(20)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5000))
-        with pytest.raises(OSError, match=r"no room to write 20 decoded images: 0 MB are .*GENAILAB_CACHE"):
-            RadiographFolder(root, 32)
+def test_a_cache_too_large_for_the_disk_is_refused_before_it_starts(make_set, decoded, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5000))
+    with pytest.raises(OSError, match=r"no room to write 20 decoded images: 0 MB, 0 free.*GENAILAB_CACHE"):
+        RadiographFolder(make_set(20), 32)
     assert decoded == []
-    for announced in ("20 images are decoded once, into 51 MB", ""):  # the second time nothing is left to do
-        RadiographFolder(root, 1600)
-        said = capsys.readouterr().err
-        assert announced in said
-        assert bool(announced) == bool(said)

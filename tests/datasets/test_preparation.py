@@ -208,7 +208,6 @@ def test_organize_by_a_table(tmp_path: Path, put) -> None:
                     "h.png": ("Own Class/h.png", "P6")}
     listed = {reason: names for reason, names in summary.left_out.items() if "no known class" not in reason}
     assert listed == {"table rows without their image": ["line 11 (absent.png)"],
-                      "in the table twice and differently": ["f.png"],
                       "not in the table, or there with two classes": ["f.png", "i.png"],
                       "not an image": ["notes.txt"]}
     few = organize(raw, tmp_path / "few", table, classes=["grade 0"])
@@ -337,12 +336,13 @@ def test_split_says_what_cannot_be_kept(organized: Path, tmp_path: Path, put) ->
     assert "its 40 images are in 2 groups that stay whole" in text
     assert "Normal: no image in" in text
     assert summary.left_out == {"not in a class folder": ["loose.png"]}
-    assert {path.name for path in (tmp_path / "out" / "test").iterdir()} == {"Normal", "COVID"}
     odd, even = (str(split(organized, tmp_path / "x", ratios=ratios, dry_run=True))
                  for ratios in ((0.72, 0.14, 0.14), (0.7, 0.2, 0.1)))
     assert "Ratios are kept to twentieths: train 0.70, val 0.15, test 0.15." in odd
     assert "twentieths" not in even
     assert "points in " not in odd + even
+    with pytest.raises(ValueError, match="each of them 0, or at least a twentieth"):
+        split(organized, tmp_path / "x", ratios=(0.96, 0.04, 0))
 
 
 # --------------------------------------------------------------------------------------------------- labels
@@ -350,15 +350,14 @@ def test_split_says_what_cannot_be_kept(organized: Path, tmp_path: Path, put) ->
 @pytest.mark.parametrize(("names", "classes"), [
     (("COVID/b.png", "NORMAL/a.png", "NORMAL/c.png", "Own/d.png"), ["Normal", "COVID", "Own"]),
     (("grade 4/a.png", "grade 1/b.png"), list(GRADES))])
-def test_labels_agree_with_the_folder_and_read_back(tmp_path, put, names, classes) -> None:
+def test_labels_agree_with_the_folder(tmp_path, put, names, classes) -> None:
     root = put(tmp_path / "set", *names)
     preparation.write_labels(index_images(root))
     content = (root / "dataset.json").read_bytes()
-    folder, back = RadiographFolder(root, 16), RadiographFolder(root / "dataset.json", 16)
+    folder = RadiographFolder(root, 16)
     assert json.loads(content)["labels"] == sorted(
         [Path(path).relative_to(root).as_posix(), label] for path, label in folder.samples)
-    assert folder.classes == back.classes == classes
-    assert sorted(folder.samples) == sorted(back.samples)
+    assert folder.classes == classes
     with pytest.raises(FileExistsError, match="--replace"):
         preparation.write_labels(index_images(root))
     preparation.write_labels(index_images(root), replace=True)
@@ -368,15 +367,6 @@ def test_labels_agree_with_the_folder_and_read_back(tmp_path, put, names, classe
         preparation.write_labels(index_images(root), replace=True)
     with pytest.raises(ValueError, match="because the paths in it start there"):
         preparation.write_labels(index_images(root), tmp_path / "labels.json")
-
-
-def test_labels_of_a_divided_folder_read_back_as_one_whole(tmp_path, put) -> None:
-    root = put(tmp_path / "set", "train/COVID/a.png", "train/Normal/b.png", "val/Normal/c.png")
-    preparation.write_labels(index_images(root))
-    back = RadiographFolder(root / "dataset.json", 16)
-    assert back.classes == ["Normal", "COVID"]
-    assert sorted(back.targets) == [0, 0, 1]
-    assert set(back.images["split"]) == {""}
 
 
 # ---------------------------------------------------------------------------------- whole or not at all
@@ -438,7 +428,8 @@ def test_a_link_to_nothing_is_listed_and_left(tmp_path: Path, put) -> None:
     (raw / "Normal" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     for step, output in ((organize, "o"), (preprocess, "p"), (split, "s")):
         summary = step(raw, tmp_path / output)
-        assert summary.left_out["a link to nothing"] == ["Normal/gone.png"]
+        [said] = summary.left_out["cannot be read"]
+        assert said.startswith("Normal/gone.png: ")
         assert sum(summary.counts.values()) == 4
 
 

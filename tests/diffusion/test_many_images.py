@@ -41,25 +41,23 @@ def write_images(root: Path, n_images: int) -> Path:
     return root
 
 
-def train(root: Path, cache: Path) -> tuple[str, int, int]:
-    """Train in a new process; return what it said, how many images it had, and its peak memory."""
+def train(root: Path, cache: Path) -> tuple[int, int]:
+    """Train in a new process; return how many images it had, and its peak memory."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(TRAIN), str(root)], capture_output=True,
                           text=True, check=False, env={**os.environ, "GENAILAB_CACHE": str(cache)})
     assert done.returncode == 0, done.stderr
     n_images, peak = map(int, done.stdout.split())
-    return done.stderr, n_images, peak
+    return n_images, peak
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="resource exists on POSIX only")
 def test_peak_memory_is_that_of_a_thousand_images(tmp_path):
-    said, n_images, peak_of_few = train(write_images(tmp_path / "few", 1000), tmp_path / "cache")
+    n_images, peak_of_few = train(write_images(tmp_path / "few", 1000), tmp_path / "cache")
     assert n_images == 1000
-    assert "decoded once" not in said
     many = write_images(tmp_path / "many", 100_000)
-    announced, n_images, peak = train(many, tmp_path / "cache")
+    n_images, peak = train(many, tmp_path / "cache")
     assert n_images == 100_000
-    assert "100,000 images are decoded once, into 410 MB" in announced
     assert peak < 1.1 * peak_of_few
     # all of it was decoded: 4,096 pixels and a checksum of 4 each
     assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.u8")) == 101_000 * (4096 + 4)

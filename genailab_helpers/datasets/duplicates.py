@@ -29,19 +29,9 @@ _AT_ONCE = 256  # images or pairs: bounds the memory
 _ANGLES, _ZOOMS, _SHIFTS = (-10, -5, 0, 5, 10), (1, .9, .8), (-.1, 0, .1)  # degrees, side, half sides
 
 
-class _Level(NamedTuple):
-    """A picture of detail: what is finer than `broad` and coarser than `fine`, in px of the thumbnails."""
-
-    broad: float
-    fine: float
-    side: int  # px in which the picture is kept
-    points: int  # sampled along the side of the middle
-    steps: int  # of the alignment
-    least: float  # correlation that goes on to the next level
-
-
-_LEVELS = (_Level(8, 2.4, 32, 24, 5, -1), _Level(4, 1.2, 48, 32, 4, _PLAUSIBLE),
-           _Level(2, .6, 96, 64, 2, _SAME))
+_LEVELS = (  # pictures of detail, from coarse to fine: what is finer than `broad` and coarser than `fine`
+    # broad, fine, side (px), points along the side of the middle, steps of the alignment, least correlation
+    (8, 2.4, 32, 24, 5, -1), (4, 1.2, 48, 32, 4, _PLAUSIBLE), (2, .6, 96, 64, 2, _SAME))
 _COARSE_POINTS = 16
 _STAY = torch.eye(2, 3)  # the motion that moves nothing
 
@@ -109,17 +99,17 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
 
 def _search(films: np.ndarray, rows: np.ndarray) -> list[DuplicatePair]:
     """Align the likely pairs from coarse to fine, and keep those that stay alike."""
-    moving, still, motion, sign = _candidates(_detail(films[rows], _LEVELS[0]))
-    for level in _LEVELS:
-        detail = _detail(films[rows], level)
+    moving, still, motion, sign = _candidates(_detail(films[rows], *_LEVELS[0][:3]))
+    for broad, fine, side, points, steps, least in _LEVELS:
+        detail = _detail(films[rows], broad, fine, side)
         parts = zip(*(part.split(_AT_ONCE) for part in (moving, still, motion, sign)), strict=True)
-        aligned = [_align(detail[a], detail[b], start, way, level) for a, b, start, way in parts]
+        aligned = [_align(detail[a], detail[b], start, way, points, steps) for a, b, start, way in parts]
         likeness, motion = map(torch.cat, zip(*aligned, strict=True))
-        alike = likeness > level.least
+        alike = likeness > least
         moving, still, motion, sign, likeness = (
             part[alike] for part in (moving, still, motion, sign, likeness))
     flips = motion[:, :, :2].det() < 0
-    best: dict[tuple[int, int], DuplicatePair] = {}
+    best = _compare_plainly(films, rows)
     for k in likeness.argsort().tolist():  # a pair may be met twice: the better alignment counts
         first, second = sorted(rows[[moving[k], still[k]]].tolist())
         score = min(float(likeness[k]), 1.)
@@ -127,15 +117,32 @@ def _search(films: np.ndarray, rows: np.ndarray) -> list[DuplicatePair]:
     return list(best.values())
 
 
-def _detail(films: np.ndarray, level: _Level) -> Tensor:
-    """Divide each image (N, SIDE, SIDE), less its local mean, by its local spread."""
+def _compare_plainly(films: np.ndarray, rows: np.ndarray) -> dict[tuple[int, int], DuplicatePair]:
+    """Pair images whose grey values correlate nearly perfectly, mirrored or not.
+
+    A hazy image has little detail, and what JPEG leaves of it may be too little for an alignment.
+    """
+    images = torch.from_numpy(films[rows])
+    still, pairs = _unit(images.flatten(1)), {}
+    for flipped in (False, True):
+        moving = _unit(images.flip(-1).flatten(1)) if flipped else still
+        for start, part in enumerate(moving.split(_AT_ONCE)):
+            likeness = (part @ still.T).triu(start * _AT_ONCE + 1)
+            for a, b in (likeness.abs() > _PLAINLY_SAME).nonzero().tolist():
+                first, second, score = int(rows[start * _AT_ONCE + a]), int(rows[b]), float(likeness[a, b])
+                pairs[first, second] = DuplicatePair(first, second, min(abs(score), 1.), flipped, score < 0)
+    return pairs
+
+
+def _detail(films: np.ndarray, broad: float, fine: float, side: int) -> Tensor:
+    """Divide each image (N, SIDE, SIDE), less its local mean, by its local spread: (N, 1, side, side)."""
     parts = []
     for part in np.array_split(films, -(-len(films) // _AT_ONCE)):
-        detail = part - gaussian_filter(part, (0, level.broad, level.broad))
+        detail = part - gaussian_filter(part, (0, broad, broad))
         floor = .06 * part.std((1, 2), keepdims=True)  # keeps the noise of empty regions small
-        detail /= np.sqrt(gaussian_filter(detail ** 2, (0, level.broad, level.broad)) + floor ** 2)
-        smooth = torch.from_numpy(gaussian_filter(detail, (0, level.fine, level.fine)))[:, None]
-        parts.append(_resize(smooth, level.side))
+        detail /= np.sqrt(gaussian_filter(detail ** 2, (0, broad, broad)) + floor ** 2)
+        smooth = torch.from_numpy(gaussian_filter(detail, (0, fine, fine)))[:, None]
+        parts.append(_resize(smooth, side))
     return torch.cat(parts)
 
 
@@ -167,14 +174,14 @@ def _candidates(details: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return moving, others, motion, sign
 
 
-def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor,
-           level: _Level) -> tuple[Tensor, Tensor]:
+def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor, points: int,
+           steps: int) -> tuple[Tensor, Tensor]:
     """Improve the motions (B, 2, 3) step by step; return the correlations (B,) and the motions reached."""
-    target = sign[:, None] * _sample(still, _STAY, level.points)
-    x, y = _grid(level.points).unbind(-1)
-    for _ in range(level.steps):
-        seen = _sample(moving, motion, level.points)
-        picture, spacing = seen.unflatten(1, (level.points, level.points)), 2 * _MIDDLE / level.points
+    target = sign[:, None] * _sample(still, _STAY, points)
+    x, y = _grid(points).unbind(-1)
+    for _ in range(steps):
+        seen = _sample(moving, motion, points)
+        picture, spacing = seen.unflatten(1, (points, points)), 2 * _MIDDLE / points
         down, right = (slope.flatten(1) for slope in torch.gradient(picture, spacing=spacing, dim=(1, 2)))
         slopes = torch.stack([right * x, right * y, right, down * x, down * y, down], 1)  # (B, 6, points^2)
         slopes -= slopes.mean(2, keepdim=True)
@@ -183,7 +190,7 @@ def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor,
         ridge = 1e-3 * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-9
         change = torch.linalg.solve(normal + ridge * torch.eye(6), slopes @ (target - seen)[:, :, None])
         motion = motion @ (torch.eye(3) + F.pad(change.view(-1, 2, 3).clamp(-.1, .1), (0, 0, 0, 1)))
-    return (_sample(moving, motion, level.points) * target).sum(1), motion
+    return (_sample(moving, motion, points) * target).sum(1), motion
 
 
 def _grid(points: int) -> Tensor:
@@ -197,4 +204,8 @@ def _sample(details: Tensor, motion: Tensor, points: int) -> Tensor:
     motion = motion.expand(len(details), 2, 3)
     places = _grid(points) @ motion[:, :, :2].mT + motion[:, None, :, 2]
     seen = F.grid_sample(details, places[:, None], padding_mode="reflection", align_corners=False)[:, 0, 0]
-    return F.normalize(seen - seen.mean(1, keepdim=True), dim=1, eps=1e-6)
+    return _unit(seen)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors - vectors.mean(1, keepdim=True), dim=1, eps=1e-6)

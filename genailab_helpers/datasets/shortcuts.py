@@ -206,19 +206,21 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0) -> ShortcutReport:
     a vote. That it can be far above chance with the lungs blacked is the finding of Maguolo and Nanni,
     Information Fusion 76 (2021).
     """
-    batch, data = _read(images, seed)
+    batch, kept, folds = _read(images, seed)
     small = F.interpolate(batch, (SIDE, SIDE), mode="bilinear", antialias=True)
     edge = torch.arange(SIDE) % (SIDE - _CORNER) < _CORNER
     moments = torch.stack([small.mean((1, 2, 3)), small.std((1, 2, 3))], 1)
-    parts = [("file properties", True, torch.from_numpy(_property_features(data.paths))),
+    parts = [("file properties", True, torch.from_numpy(_property_features(kept["path"]))),
              ("2-pixel frame", True, small[:, 0, ~_centre(SIDE - 2 * _FRAME)]),
              ("four corners", True, small[:, 0, edge[:, None] & edge]),
              ("mean and deviation", False, moments),
              ("centre 75 % blacked", False, small.masked_fill(_centre(round(0.75 * SIDE)), -1)),
              ("centre 62 % blacked", False, small.masked_fill(_centre(round(0.62 * SIDE)), -1)),
              ("whole image", False, small)]
-    rows = tuple(_row(name, clue, part.flatten(1).double().numpy(), data, seed) for name, clue, part in parts)
-    return ShortcutReport(rows, tuple(data.classes), len(data.codes), int((~data.tested).sum()), data.unread)
+    rows = [_row(name, clue, part.flatten(1).double().numpy(), kept, folds, seed)
+            for name, clue, part in parts]
+    return ShortcutReport(tuple(rows), tuple(kept["class"].cat.categories), len(kept),
+                          int((~kept["tested"]).sum()), kept.attrs["unread"])
 
 
 def label_signal(images: pd.DataFrame, seed: int = 0) -> LabelSignal:
@@ -247,30 +249,23 @@ def label_signal(images: pd.DataFrame, seed: int = 0) -> LabelSignal:
     local contrast evened out. Grades are ordered, so for them the p-value asks how well the number of the
     grade is guessed; that finds fainter signals than class against class does.
     """
-    batch, data = _read(images, seed)
+    batch, kept, folds = _read(images, seed)
     views = (batch, local_contrast(batch))
     features = _standardised(np.hstack([lite0_features(view, side=READ_SIDE) for view in views]))
     kernel = features @ features.T / max(1, features.shape[1])  # found more than a Gaussian kernel
-    guesses, right = _guesses(kernel, data, ridge=1.0)
-    score = bootstrap_interval(class_mean, data.codes, right, groups=data.patients, seed=seed)
-    p = _p_value(guesses, data, seed, ordered=set(data.classes) <= set(GRADES))
-    return LabelSignal(p, score, 1 / len(data.classes), len(data.codes), data.unread)
+    codes, classes = kept["class"].cat.codes.to_numpy(int), kept["class"].cat.categories
+    guesses, right = _guesses(kernel, codes, folds, ridge=1.0)
+    score = bootstrap_interval(class_mean, codes, right, groups=kept["patient"], seed=seed)
+    p = _p_value(guesses, kept, seed, ordered=set(classes) <= set(GRADES))
+    return LabelSignal(p, score, 1 / len(classes), len(kept), kept.attrs["unread"])
 
 
-class _Labels(NamedTuple):
-    """Of the images that were read: paths, classes by number and patients."""
+def _read(images: pd.DataFrame, seed: int) -> tuple[Tensor, pd.DataFrame, "Folds"]:
+    """Read the images of classes with five or more, of large sets those of some patients drawn at random.
 
-    paths: list[str]
-    classes: list[str]
-    codes: np.ndarray
-    patients: np.ndarray
-    tested: np.ndarray  # (n,) bool: images of patients with one class, which alone can be exchanged
-    unread: int
-    folds: "Folds"
-
-
-def _read(images: pd.DataFrame, seed: int) -> tuple[Tensor, _Labels]:
-    """Read the images of classes with five or more, of large sets those of some patients drawn at random."""
+    The table returned has its classes as a categorical, and the column `tested`: images of patients with one
+    class, which alone can be exchanged.
+    """
     listed = images[images["class"] != ""]
     if len(listed) > MAX_IMAGES:
         patients, counts = np.unique(listed["patient"].to_numpy(str), return_counts=True)
@@ -278,36 +273,35 @@ def _read(images: pd.DataFrame, seed: int) -> tuple[Tensor, _Labels]:
         listed = listed[listed["patient"].isin(patients[order[counts[order].cumsum() <= MAX_IMAGES]])]
     with warnings.catch_warnings(action="ignore"):  # the report counts what is left out
         batch, kept = read_images(listed, READ_SIDE, "skip")
-    large = (kept.groupby("class")["class"].transform("size") >= _FOLDS).to_numpy(copy=True)
-    batch, kept = batch[torch.from_numpy(large)], kept[large]
-    names, patients = sort_classes(kept["class"]), kept["patient"].to_numpy(str)
-    codes = kept["class"].map(names.index).to_numpy(int)
-    tested = (kept.groupby("patient")["class"].transform("nunique") == 1).to_numpy()
-    counts = kept[tested].groupby("class")["patient"].nunique().reindex(names, fill_value=0)
+    large = kept.groupby("class")["class"].transform("size") >= _FOLDS
+    batch, kept = batch[torch.tensor(large.to_numpy())], kept[large].copy()
+    kept.attrs["unread"] = len(listed) - len(kept)
+    kept["tested"] = kept.groupby("patient")["class"].transform("nunique") == 1
+    kept["class"] = pd.Categorical(kept["class"], sort_classes(kept["class"]))
+    counts = kept[kept["tested"]].groupby("class", observed=False)["patient"].nunique()
     # as many ways to deal the labels to the patients as a multinomial coefficient says
     if gammaln(counts.sum() + 1) - gammaln(counts + 1).sum() <= -np.log(ALPHA):
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(f"{images.attrs['root']}: too few patients to tell ({found}, each with images of "
                          "one class); expected two or more classes and, for two, 7 or more patients in each")
-    labels = _Labels(kept["path"].tolist(), names, codes, patients, tested, len(listed) - len(kept),
-                     folds_by_patient(patients, seed))
-    return batch, labels
+    return batch, kept, folds_by_patient(kept["patient"].to_numpy(str), seed)
 
 
-def _row(name: str, clue: bool, features: np.ndarray, data: _Labels, seed: int) -> ShortcutRow:
-    guesses, right = _guesses(gaussian_kernel(features), data, _RIDGE)
-    truth = np.eye(len(data.classes))[data.codes]
+def _row(name: str, clue: bool, features: np.ndarray, kept: pd.DataFrame, folds: "Folds",
+         seed: int) -> ShortcutRow:
+    codes, classes = kept["class"].cat.codes.to_numpy(int), kept["class"].cat.categories
+    guesses, right = _guesses(gaussian_kernel(features), codes, folds, _RIDGE)
+    truth = np.eye(len(classes))[codes]
     shares, told = truth.mean(0), 1 - np.abs(guesses - truth).mean(0)
     chance = np.maximum(shares, 1 - shares)  # of telling a class from the rest
     gain = (told - chance) / (1 - chance)
-    best = gain.argmax()
-    balanced, p = class_mean(data.codes, right), _p_value(guesses, data, seed)
-    effect = balanced - 1 / len(data.classes)
-    clearest = f"{data.classes[best]} or not, accuracy {told[best]:.3f}, chance {chance[best]:.3f}"
+    best, balanced = gain.argmax(), class_mean(codes, right)
+    clearest = f"{classes[best]} or not, accuracy {told[best]:.3f}, chance {chance[best]:.3f}"
     if gain[best] <= 0:  # better than chance only over all classes
-        clearest = f"balanced accuracy {balanced:.3f}, chance {1 / len(data.classes):.3f}"
-    score = bootstrap_interval(np.mean, right, groups=data.patients, seed=seed)
-    return ShortcutRow(name, score, balanced, float(shares.max()), p, clue, effect, gain[best], clearest)
+        clearest = f"balanced accuracy {balanced:.3f}, chance {1 / len(classes):.3f}"
+    score = bootstrap_interval(np.mean, right, groups=kept["patient"], seed=seed)
+    return ShortcutRow(name, score, balanced, float(shares.max()), _p_value(guesses, kept, seed), clue,
+                       balanced - 1 / len(classes), float(gain[best]), clearest)
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
@@ -367,28 +361,30 @@ def votes(kernel: np.ndarray, codes: np.ndarray, folds: Folds, ridge: float) -> 
     return found
 
 
-def _guesses(kernel: np.ndarray, data: _Labels, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+def _guesses(kernel: np.ndarray, codes: np.ndarray, folds: Folds,
+             ridge: float) -> tuple[np.ndarray, np.ndarray]:
     """Divide the guess of each image between the classes with most votes: (n, classes), rows sum to 1.
 
     Returned with the share of each guess that is right, (n,).
     """
-    found = votes(kernel, data.codes, data.folds, ridge)
+    found = votes(kernel, codes, folds, ridge)
     # where nothing is known all classes tie: then name the commonest, as chance does
-    found += 2 * _MARGIN * (np.arange(found.shape[-1]) == np.bincount(data.codes).argmax())
+    found += 2 * _MARGIN * (np.arange(found.shape[-1]) == np.bincount(codes).argmax())
     near = (1 - (found.max(-1, keepdims=True) - found) / _MARGIN).clip(0)
     guesses = (near / near.sum(-1, keepdims=True)).mean(0)
-    return guesses, guesses[np.arange(len(guesses)), data.codes]
+    return guesses, guesses[np.arange(len(guesses)), codes]
 
 
-def _p_value(guesses: np.ndarray, data: _Labels, seed: int, ordered: bool = False) -> float:
+def _p_value(guesses: np.ndarray, kept: pd.DataFrame, seed: int, ordered: bool = False) -> float:
     """Return how often labels dealt anew to whole patients agree with the guesses as well as the true ones.
 
     Agreement is balanced accuracy; of ordered classes, the covariance of true and guessed place. The guesses
     were made with the true labels of other patients, which makes them a little worse than chance where there
     is nothing to learn: the test errs to the safe side.
     """
-    guesses, codes = guesses[data.tested], data.codes[data.tested]
-    _, first, patient_of = np.unique(data.patients[data.tested], return_index=True, return_inverse=True)
+    guesses, kept = guesses[kept["tested"]], kept[kept["tested"]]
+    codes, patients = kept["class"].cat.codes.to_numpy(int), kept["patient"].to_numpy(str)
+    _, first, patient_of = np.unique(patients, return_index=True, return_inverse=True)
     generator, own = np.random.default_rng(seed), codes[first]
     dealt = np.stack([own, *(generator.permutation(own) for _ in range(N_PERMUTATIONS))], 1)[patient_of]
     if ordered:
@@ -407,7 +403,7 @@ def _centre(side: int) -> Tensor:
     return inside[:, None] & inside
 
 
-def _property_features(paths: list[str]) -> np.ndarray:
+def _property_features(paths: pd.Series) -> np.ndarray:
     """Return format and mode as 0 or 1, width, height and aspect in octaves, and how common the size is."""
     headers = pd.DataFrame([inspect_radiograph(path) for path in paths])
     size = np.log2(headers[["width", "height"]])

@@ -18,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from genailab_helpers.datasets import shortcuts
-from genailab_helpers.datasets.duplicates import SIDE, find_duplicates
+from genailab_helpers.datasets.duplicates import SIDE, find_duplicates, resized, unit_rows
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.index import match_table, other_files, torn_patients
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
@@ -267,7 +266,7 @@ def _pixels(data: Evidence) -> Iterator[Found]:
     yield _of("low contrast", names[(width < least) & ~blank],
               f"with less than {least:.0%} of the grey scale (usual: {np.median(width):.0%}).")
     # the first principal component is what most have in common; inverted images weaken a mean, but not it
-    left, scale, _ = torch.linalg.svd(_standardised(_resized(data.batch, 16)), full_matrices=False)
+    left, scale, _ = torch.linalg.svd(unit_rows(resized(data.batch, 16)), full_matrices=False)
     likeness = (left[:, 0] * scale[0]).numpy()
     likeness *= np.sign(np.median(likeness))
     yield _of("inverted", names[likeness < -0.4], "more like the negative of the others than like them.")
@@ -292,20 +291,11 @@ def _far(values: np.ndarray, least: float) -> np.ndarray:
     return distance > max(6 * 1.4826 * float(np.median(distance)), least)
 
 
-def _resized(images: Tensor, side: int) -> Tensor:
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-
-
-def _standardised(images: Tensor) -> Tensor:
-    rows = images.flatten(1)
-    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
-
-
 def _symmetry(images: Tensor) -> np.ndarray:
     """(N,) best correlation of each image with its mirror image, shifted by up to a fifth of its width."""
-    small = _resized(images, 32)
+    small = resized(images, 32)
     strips = [small[..., max(0, d):32 + min(0, d)] for d in range(-6, 7)]
-    likeness = [(_standardised(strip) * _standardised(strip.flip(-1))).sum(1) for strip in strips]
+    likeness = [(unit_rows(strip) * unit_rows(strip.flip(-1))).sum(1) for strip in strips]
     return torch.stack(likeness).amax(0).numpy()
 
 

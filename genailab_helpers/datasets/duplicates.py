@@ -87,7 +87,7 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
     listed.
     """
     check_images(images)
-    films = _resize(images, SIDE)[:, 0].cpu().numpy()
+    films = resized(images, SIDE)[:, 0].cpu().numpy()
     seen: dict[bytes, int] = {}
     firsts = [seen.setdefault(film.tobytes(), row) for row, film in enumerate(films)]
     pairs = [DuplicatePair(first, row, 1., False, False) for row, first in enumerate(firsts) if first < row]
@@ -123,9 +123,9 @@ def _compare_plainly(films: np.ndarray, rows: np.ndarray) -> dict[tuple[int, int
     A hazy image has little detail, and what JPEG leaves of it may be too little for an alignment.
     """
     images = torch.from_numpy(films[rows])
-    still, pairs = _unit(images.flatten(1)), {}
+    still, pairs = unit_rows(images), {}
     for flipped in (False, True):
-        moving = _unit(images.flip(-1).flatten(1)) if flipped else still
+        moving = unit_rows(images.flip(-1)) if flipped else still
         for start, part in enumerate(moving.split(_AT_ONCE)):
             likeness = (part @ still.T).triu(start * _AT_ONCE + 1)
             for a, b in (likeness.abs() > _PLAINLY_SAME).nonzero().tolist():
@@ -142,11 +142,12 @@ def _detail(films: np.ndarray, broad: float, fine: float, side: int) -> Tensor:
         floor = .06 * part.std((1, 2), keepdims=True)  # keeps the noise of empty regions small
         detail /= np.sqrt(gaussian_filter(detail ** 2, (0, broad, broad)) + floor ** 2)
         smooth = torch.from_numpy(gaussian_filter(detail, (0, fine, fine)))[:, None]
-        parts.append(_resize(smooth, side))
+        parts.append(resized(smooth, side))
     return torch.cat(parts)
 
 
-def _resize(images: Tensor, side: int) -> Tensor:
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return images (N, 1, H, W) as (N, 1, side, side)."""
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
@@ -204,8 +205,10 @@ def _sample(details: Tensor, motion: Tensor, points: int) -> Tensor:
     motion = motion.expand(len(details), 2, 3)
     places = _grid(points) @ motion[:, :, :2].mT + motion[:, None, :, 2]
     seen = F.grid_sample(details, places[:, None], padding_mode="reflection", align_corners=False)[:, 0, 0]
-    return _unit(seen)
+    return unit_rows(seen)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors - vectors.mean(1, keepdim=True), dim=1, eps=1e-6)
+def unit_rows(images: Tensor) -> Tensor:
+    """Return each image as a row of mean 0 and length 1, so that products of rows are correlations."""
+    rows = images.flatten(1)
+    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1, eps=1e-6)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.linalg import solve
 from scipy.special import gammaln
 from torch import Tensor
 
+from genailab_helpers.datasets.duplicates import resized
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.names import GRADES, sort_classes
 from genailab_helpers.features import lite0_features, local_contrast
@@ -207,7 +207,7 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0) -> ShortcutReport:
     Information Fusion 76 (2021).
     """
     batch, kept, folds = _read(images, seed)
-    small = F.interpolate(batch, (SIDE, SIDE), mode="bilinear", antialias=True)
+    small = resized(batch, SIDE)
     edge = torch.arange(SIDE) % (SIDE - _CORNER) < _CORNER
     moments = torch.stack([small.mean((1, 2, 3)), small.std((1, 2, 3))], 1)
     parts = [("file properties", True, torch.from_numpy(_property_features(kept["path"]))),

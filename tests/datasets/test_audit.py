@@ -17,6 +17,7 @@ from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, aud
 from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.privacy import identifies, mark_synthetic, names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
+from genailab_helpers.phantoms.spine import render_spines, sample_spines
 from genailab_helpers.statistics import Interval
 
 N_IMAGES = 48
@@ -33,19 +34,9 @@ def save(pixels: np.ndarray, path: Path, **options: object) -> Path:
     return path
 
 
-def lateral(seed: int, side: int = 128) -> np.ndarray:
-    """Render a body seen from its side: one lung field, the spine behind it, the heart in front."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1:side * 1j, 0:1:side * 1j] + random.normal(0, 0.02, (2, 1, 1))
-
-    def solid(centre_x: float, centre_y: float, width: float, height: float, thickness: float) -> np.ndarray:
-        squared = ((x - centre_x) / width)**2 + ((y - centre_y) / height)**2
-        return thickness * np.sqrt((1 - squared).clip(0))
-
-    path = (solid(.5, .6, .36, .75, 1) + solid(.76, .5, .07, .8, .55) + solid(.38, .66, .15, .14, .4)
-            + solid(.42, 1.05, .4, .3, .6) - solid(.52, .45, .2, .33, .75 + .1 * random.normal()))
-    image = 255 * (1 - np.exp(-1.3 * path.clip(0))) + random.normal(0, 2, path.shape)
-    return image.clip(0, 255).astype(np.uint8)
+def lateral(seed: int) -> np.ndarray:
+    """Render a spine seen from its side."""
+    return levels(render_spines(sample_spines(1, seed), 128).images[0])
 
 
 @pytest.fixture(scope="module")

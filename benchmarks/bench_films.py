@@ -156,7 +156,8 @@ def report_covid(rows: list[Row], seed: int) -> dict[str, tuple[Interval, Interv
 
 def audit(folder: Path, classes: list[str] | None = None) -> ShortcutReport:
     """Ask what tells the classes apart without any anatomy."""
-    report = audit_shortcuts(index_images(folder), classes=classes)
+    images = index_images(folder)
+    report = audit_shortcuts(images[images["class"].isin(classes)] if classes else images)
     print(f"\n{report}")
     return report
 

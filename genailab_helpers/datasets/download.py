@@ -4,10 +4,10 @@ import re
 import shutil
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,8 @@ def cards(name: str | None = None) -> str:
         If there is no such card.
     """
     if name is None:
-        numbers = {key: sum(sum(split.values()) for split in card.get("counts", {}).values())
-                   for key, card in CARDS.items()}
-        rows = [[f"`{key}`", card["title"], card["modality"], f"{numbers[key]:,}" if numbers[key] else "",
+        rows = [[f"`{key}`", card["title"], card["modality"],
+                 f"{_counts(card).total():,}" if "counts" in card else "",
                  f"`{command(key)}`" if command(key) else "by hand"] for key, card in CARDS.items()]
         overview = _table(["name", "what", "shows", "images", "how to get it"], rows)
         return "\n\n".join([overview, *map(cards, CARDS)])
@@ -66,18 +65,24 @@ def cards(name: str | None = None) -> str:
         "To get it:\n\n" + "\n".join(_flat(f"{i}. {step}") for i, step in enumerate(steps, 1))])
 
 
+def _card(name: str) -> dict[str, Any]:
+    if name not in CARDS:
+        raise ValueError(f"{name}: no card of that name; expected one of {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+def _counts(card: dict[str, Any]) -> Counter[tuple[str, str]]:
+    """Return how many images of each split and class a card says there are."""
+    return Counter({(split, label): n for split, held in card.get("counts", {}).items()
+                    for label, n in held.items()})
+
+
 def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(_flat(f"| {' | '.join(row)} |") for row in [header, ["---"] * len(header), *rows])
-
-
-def _card(name: str) -> dict[str, Any]:
-    if name not in CARDS:
-        raise ValueError(f"{name}: no card of that name; expected one of {', '.join(CARDS)}")
-    return CARDS[name]
 
 
 def download(name: str | None = None, output: str | Path = "raw_data", kaggle: str | None = None,
@@ -105,106 +110,82 @@ def download(name: str | None = None, output: str | Path = "raw_data", kaggle: s
     Raises
     ------
     ValueError
-        If the set has to be fetched by hand (the message holds the steps), the arguments are not as above,
-        the extra `download` is not installed, or what came holds no radiographs.
+        If the set has to be fetched by hand, the arguments are not as above, or what came holds no
+        radiographs.
     OSError
-        If the output is not empty or the network fails; nothing is left behind then but the library's own
-        cache, from which the next call goes on.
+        If the output is not empty, the network fails or the extra `download` is not installed; nothing is
+        left behind then but the library's own cache, from which the next call goes on.
 
     Notes
     -----
     kagglehub unpacks archives; only plain files below its folder are copied from there, nothing is run.
     """
-    if file is not None and name != "pneumoniamnist":
-        raise ValueError("a file that was fetched elsewhere is taken for pneumoniamnist only")
-    if (name is None) == (kaggle is None):
-        raise ValueError(f"expected either a name ({', '.join(DOWNLOADS)}) or the handle of a Kaggle set")
-    by_handle = {card.get("kaggle"): card for card in CARDS.values()}
-    card = _card(name) if name else by_handle.get(kaggle, {})
+    if (name is None) == (kaggle is None) or (file is not None and name != "pneumoniamnist"):
+        raise ValueError(f"expected a name ({', '.join(DOWNLOADS)}) or the handle of a Kaggle set, and a "
+                         "file that was fetched elsewhere for pneumoniamnist only")
+    card = _card(name) if name else next((of for of in CARDS.values() if of.get("kaggle") == kaggle), {})
     if name and name not in DOWNLOADS:
-        steps = "\n".join(f"  {i}. {step}" for i, step in enumerate(card["access"], 1))
-        raise ValueError(f"{name}: has to be fetched by hand, from {card['url']}\n{steps}")
-    handle, output = kaggle or card.get("kaggle"), Path(output)
+        raise ValueError(f"{name}: has to be fetched by hand: `genailab data cards {name}` says how")
+    handle = kaggle or card.get("kaggle")
     if handle and not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", handle):
         raise ValueError(f"{handle}: expected the handle of a Kaggle set, owner/name, as in its address")
-    by_hand = (f"get https://www.kaggle.com/datasets/{handle}, unzip it into {output}, then "
-               f"`genailab data verify {output}`" if handle else
-               f"get pneumoniamnist_128.npz from {card['url']}, then "
-               "`genailab data download pneumoniamnist --from pneumoniamnist_128.npz`")
-    fetched: Any = _unpack(Path(file)) if file is not None else None
     with whole_folder(output) as new:
         try:
-            source = fetched or _fetch(handle)
-        except ImportError as error:
-            raise ValueError(f"{name or handle}: {error.name} is missing, `pip install -e '.[download]'`; "
-                             f"or by hand: {by_hand}") from error
+            source = Path(file if file is not None else _fetch(handle))
         except Exception as error:  # errors of kagglehub, requests and the system have no common base
             reason = f"{type(error).__name__}: {_flat(str(error))[:160]}"
-            raise OSError(f"{name or handle}: the download failed ({reason}); try again, "
-                          f"or by hand: {by_hand}") from error
+            page = f"https://www.kaggle.com/datasets/{handle}" if handle else card["url"]
+            raise OSError(f"{name or handle}: the download failed ({reason}). It needs a network and `pip "
+                          f"install -e '.[download]'`; try again, or by hand: {page}") from error
         if handle:
-            _copy(Path(source), new)
+            _copy(source, new)
         else:
-            _write(source, new)
+            _unpack(source, new)
     images = index_images(output)
-    table = pd.crosstab(images["class"], images["split"].replace("", "all"))
-    found, wanted = ({(split, label): n for split, of in counts.items() for label, n in of.items()}
-                     for counts in (table, card.get("counts", {})))
-    warnings = [f"warning: {' '.join(at)}: {found.get(at, 0)} images, the card says {wanted.get(at, 0)}"
-                for at in {**wanted, **found} if card and found.get(at, 0) != wanted.get(at, 0)]
-    return "\n".join([table.to_string(), *warnings, f"Next: genailab data verify {output}"])
+    splits, wanted = images["split"].replace("", "all"), _counts(card)
+    found = Counter(zip(splits, images["class"], strict=True))
+    warnings = [f"warning: {' '.join(at)}: {found[at]} images, the card says {wanted[at]}"
+                for at in wanted | found if wanted and found[at] != wanted[at]]
+    table = pd.crosstab(images["class"], splits).to_string()
+    return "\n".join([table, *warnings, f"Next: genailab data verify {output}"])
 
 
-def _fetch(handle: str | None) -> Any:
-    """Return the folder of a Kaggle set, or else the three splits of PneumoniaMNIST."""
+def _fetch(handle: str | None) -> str | Path:
+    """Return the folder of a Kaggle set, or else the file of PneumoniaMNIST."""
     if handle:
         from kagglehub import dataset_download
         return dataset_download(handle)
     from medmnist import PneumoniaMNIST
-    return [PneumoniaMNIST(split, download=True, size=128, root=str(cache_folder("medmnist")))
-            for split in SPLITS]
+    PneumoniaMNIST("train", download=True, size=128, root=str(cache_folder("medmnist")))
+    return cache_folder("medmnist") / "pneumoniamnist_128.npz"
 
 
-def _unpack(file: Path) -> list[SimpleNamespace]:
-    """Read the three splits from a file of MedMNIST; nothing in it is run."""
+def _unpack(file: Path, target: Path) -> None:
+    """Write a file of MedMNIST as images in class folders; nothing in it is run."""
+    classes = dict(enumerate(PRESETS["chest"]))
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            splits = [SimpleNamespace(split=split, imgs=arrays[f"{split}_images"],
-                                      labels=arrays[f"{split}_labels"]) for split in SPLITS]
+            images = [(f"{split}/{classes[label]}/{split}_{number:04d}.png", pixels) for split in SPLITS
+                      for number, (pixels, label) in enumerate(zip(
+                          arrays[f"{split}_images"], arrays[f"{split}_labels"].ravel(), strict=True))]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: expected pneumoniamnist_128.npz, images and labels of train, val and "
-                         f"test ({_flat(str(error))[:80]})") from error
-    for part in splits:
-        if part.imgs.dtype != np.uint8 or part.imgs.ndim != 3 or part.labels.shape != (len(part.imgs), 1) \
-                or not np.isin(part.labels, (0, 1)).all():
-            raise ValueError(f"{file}: {part.split}: expected grey images (N, H, W) of 8 bits and labels "
-                             f"(N, 1) of 0 and 1, got {part.imgs.dtype} {part.imgs.shape} and "
-                             f"{part.labels.shape}")
-    return splits
-
-
-def _write(splits: list[Any], target: Path) -> None:
-    """Write PneumoniaMNIST as images in class folders."""
-    for part in splits:
-        for number, (pixels, label) in enumerate(zip(part.imgs, part.labels.ravel(), strict=True)):
-            file = target / part.split / PRESETS["chest"][label] / f"{part.split}_{number:04d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(file)
+        raise ValueError(f"{file}: expected pneumoniamnist_128.npz, images (N, H, W) of 8 bits and labels "
+                         f"(N, 1) of 0 and 1 of train, val and test ({_flat(str(error))[:80]})") from error
+    for name, pixels in images:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target / name)
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy what stands beside and in the splits or classes; of a double copy, one."""
     images = index_images(source)
-    placed = images[images["class"] != ""]
-    base = source.joinpath(*placed.index[0].split("/")[:images.attrs["depth"]])
-    wanted = {name.split("/")[images.attrs["depth"]] for name in placed.index}
+    depth, placed = images.attrs["depth"], images.index[images["class"] != ""]
+    base, wanted = source.joinpath(*placed[0].split("/")[:depth]), {name.split("/")[depth] for name in placed}
 
-    def unwanted(folder: str, names: list[str]) -> set[str]:
-        return {name for name in names
-                if name.startswith((".", "__MACOSX")) or Path(folder, name).is_symlink()}
+    def unwanted(folder: str, names: list[str]) -> list[str]:
+        beside = [name for name in names if Path(folder) == base and Path(folder, name).is_dir()
+                  and name not in wanted]
+        return beside + [name for name in names
+                         if name.startswith((".", "__MACOSX")) or Path(folder, name).is_symlink()]
 
-    for path in base.iterdir():
-        if path.is_dir() and path.name in wanted:
-            shutil.copytree(path, target / path.name, ignore=unwanted)
-        elif path.is_file() and not (path.is_symlink() or path.name.startswith(".")):
-            shutil.copyfile(path, target / path.name)
+    shutil.copytree(base, target, ignore=unwanted, dirs_exist_ok=True)

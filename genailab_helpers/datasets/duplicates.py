@@ -6,7 +6,6 @@ vessels, trabeculae. Only the middle of the image counts, so that letters, borde
 """
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -25,23 +24,16 @@ _PLAINLY_SAME = .993  # of plain grey values: JPEG 30 keeps phantoms above it, t
 _PLAUSIBLE = .8  # pairs below it are given up before the finest comparison
 _NEIGHBOURS = 5  # images that are compared closely with each image
 _MIDDLE = .75  # share of the side that counts
-_ROWS, _PAIRS, _MOTIONS = 250, 256, 18  # images, pairs, motions at once: bounds the memory
+_AT_ONCE = 256  # images or pairs: bounds the memory
 
 _ANGLES, _ZOOMS, _SHIFTS = (-10, -5, 0, 5, 10), (1, .9, .8), (-.1, 0, .1)  # degrees, side, half sides
 
 
-class _Level(NamedTuple):
-    """A picture of detail: what is finer than `broad` and coarser than `fine`, in px of the thumbnails."""
-
-    broad: float
-    fine: float
-    side: int  # px in which the picture is kept
-    points: int  # sampled along the side of the middle
-    steps: int  # of the alignment
-
-
-_LEVELS = (_Level(8, 2.4, 32, 24, 5), _Level(4, 1.2, 48, 32, 4), _Level(2, .6, 96, 64, 2))
+_LEVELS = (  # pictures of detail, from coarse to fine: what is finer than `broad` and coarser than `fine`
+    # broad, fine, side (px), points along the side of the middle, steps of the alignment, least correlation
+    (8, 2.4, 32, 24, 5, -1), (4, 1.2, 48, 32, 4, _PLAUSIBLE), (2, .6, 96, 64, 2, _SAME))
 _COARSE_POINTS = 16
+_STAY = torch.eye(2, 3)  # the motion that moves nothing
 
 
 class DuplicatePair(NamedTuple):
@@ -95,76 +87,72 @@ def find_duplicates(images: Tensor) -> list[DuplicatePair]:
     listed.
     """
     check_images(images)
-    if images.shape[2:] != (SIDE, SIDE):
-        images = _resize(images, SIDE)
-    films = images[:, 0].cpu().numpy()
+    films = resized(images, SIDE)[:, 0].cpu().numpy()
     seen: dict[bytes, int] = {}
     firsts = [seen.setdefault(film.tobytes(), row) for row, film in enumerate(films)]
     pairs = [DuplicatePair(first, row, 1., False, False) for row, first in enumerate(firsts) if first < row]
     rows = np.array([row for row in seen.values() if np.ptp(films[row]) > .02])  # the others are blank
     if len(rows) > 1:
-        plain = _compare_plainly(images[torch.from_numpy(rows)], rows)
-        pairs += list(({pair[:2]: pair for pair in plain} | {pair[:2]: pair for pair in _search(films, rows)}
-                       ).values())
+        pairs += _search(films, rows)
     return sorted(pairs)
 
 
-def _compare_plainly(images: Tensor, rows: np.ndarray) -> list[DuplicatePair]:
-    """Pair images whose grey values correlate nearly perfectly, mirrored or not.
-
-    A hazy image has little detail, and what JPEG leaves of it may be too little for `_search`.
-    """
-    still = _unit(images.flatten(1))
-    pairs = []
-    for flipped in (False, True):
-        moving = _unit(images.flip(-1).flatten(1)) if flipped else still
-        for start in range(0, len(rows), _ROWS):
-            likeness = (moving[start:start + _ROWS] @ still.T).triu(start + 1)
-            for a, b in (likeness.abs() > _PLAINLY_SAME).nonzero().tolist():
-                score = float(likeness[a, b])
-                first, second = sorted((int(rows[start + a]), int(rows[b])))
-                pairs.append(DuplicatePair(first, second, min(abs(score), 1.), flipped, score < 0))
-    return pairs
-
-
 def _search(films: np.ndarray, rows: np.ndarray) -> list[DuplicatePair]:
-    kept = [torch.cat([_detail(films[part], level) for part in np.array_split(rows, -(-len(rows) // _ROWS))])
-            for level in _LEVELS[:-1]]
-    best: dict[tuple[int, int], DuplicatePair] = {}
-    for moving, still, motion, sign in _candidates(kept[0]):
-        for level, details in zip(_LEVELS[:-1], kept, strict=True):
-            likeness, motion = _align(details[moving], details[still], motion, sign, level)
-        alike = likeness > _PLAUSIBLE
-        if not alike.any():
-            continue
-        motion, sign = motion[alike], sign[alike]
-        moved, unmoved = rows[moving[alike].numpy()], rows[still[alike].numpy()]
-        likeness, motion = _align(_detail(films[moved], _LEVELS[-1]), _detail(films[unmoved], _LEVELS[-1]),
-                                  motion, sign, _LEVELS[-1])
-        flips = (motion[:, 0, 0] * motion[:, 1, 1] - motion[:, 0, 1] * motion[:, 1, 0] < 0).tolist()
-        for a, b, score, flip, way in zip(moved.tolist(), unmoved.tolist(), likeness.tolist(), flips,
-                                          sign.tolist(), strict=True):
-            ends = (min(a, b), max(a, b))
-            if score > max(_SAME, best[ends].similarity if ends in best else 0):
-                best[ends] = DuplicatePair(*ends, min(score, 1.), flip, way < 0)
+    """Align the likely pairs from coarse to fine, and keep those that stay alike."""
+    moving, still, motion, sign = _candidates(_detail(films[rows], *_LEVELS[0][:3]))
+    for broad, fine, side, points, steps, least in _LEVELS:
+        detail = _detail(films[rows], broad, fine, side)
+        parts = zip(*(part.split(_AT_ONCE) for part in (moving, still, motion, sign)), strict=True)
+        aligned = [_align(detail[a], detail[b], start, way, points, steps) for a, b, start, way in parts]
+        likeness, motion = map(torch.cat, zip(*aligned, strict=True))
+        alike = likeness > least
+        moving, still, motion, sign, likeness = (
+            part[alike] for part in (moving, still, motion, sign, likeness))
+    flips = motion[:, :, :2].det() < 0
+    best = _compare_plainly(films, rows)
+    for k in likeness.argsort().tolist():  # a pair may be met twice: the better alignment counts
+        first, second = sorted(rows[[moving[k], still[k]]].tolist())
+        score = min(float(likeness[k]), 1.)
+        best[first, second] = DuplicatePair(first, second, score, bool(flips[k]), bool(sign[k] < 0))
     return list(best.values())
 
 
-def _detail(films: np.ndarray, level: _Level) -> Tensor:
-    """Divide each image (N, SIDE, SIDE), less its local mean, by its local spread."""
-    detail = films - gaussian_filter(films, (0, level.broad, level.broad))
-    floor = .06 * films.std((1, 2), keepdims=True)  # keeps the noise of empty regions small
-    detail /= np.sqrt(gaussian_filter(detail ** 2, (0, level.broad, level.broad)) + floor ** 2)
-    smooth = torch.from_numpy(gaussian_filter(detail, (0, level.fine, level.fine)))[:, None]
-    return _resize(smooth, level.side)
+def _compare_plainly(films: np.ndarray, rows: np.ndarray) -> dict[tuple[int, int], DuplicatePair]:
+    """Pair images whose grey values correlate nearly perfectly, mirrored or not.
+
+    A hazy image has little detail, and what JPEG leaves of it may be too little for an alignment.
+    """
+    images = torch.from_numpy(films[rows])
+    still, pairs = unit_rows(images), {}
+    for flipped in (False, True):
+        moving = unit_rows(images.flip(-1)) if flipped else still
+        for start, part in enumerate(moving.split(_AT_ONCE)):
+            likeness = (part @ still.T).triu(start * _AT_ONCE + 1)
+            for a, b in (likeness.abs() > _PLAINLY_SAME).nonzero().tolist():
+                first, second, score = int(rows[start * _AT_ONCE + a]), int(rows[b]), float(likeness[a, b])
+                pairs[first, second] = DuplicatePair(first, second, min(abs(score), 1.), flipped, score < 0)
+    return pairs
 
 
-def _resize(images: Tensor, side: int) -> Tensor:
+def _detail(films: np.ndarray, broad: float, fine: float, side: int) -> Tensor:
+    """Divide each image (N, SIDE, SIDE), less its local mean, by its local spread: (N, 1, side, side)."""
+    parts = []
+    for part in np.array_split(films, -(-len(films) // _AT_ONCE)):
+        detail = part - gaussian_filter(part, (0, broad, broad))
+        floor = .06 * part.std((1, 2), keepdims=True)  # keeps the noise of empty regions small
+        detail /= np.sqrt(gaussian_filter(detail ** 2, (0, broad, broad)) + floor ** 2)
+        smooth = torch.from_numpy(gaussian_filter(detail, (0, fine, fine)))[:, None]
+        parts.append(resized(smooth, side))
+    return torch.cat(parts)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return images (N, 1, H, W) as (N, 1, side, side)."""
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _candidates(details: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield batches of likely pairs: the image that is moved, the one that is not, the motion, the sign.
+def _candidates(details: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return likely pairs: the image that is moved, the one that is not, the motion, the sign.
 
     A motion only zooms in, which never needs what lies outside the image; as each image is both moved and
     not, crops of either are found.
@@ -173,57 +161,37 @@ def _candidates(details: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tenso
                              [zoom * math.sin(angle), zoom * math.cos(angle), down]]
                             for flip, angle, zoom, right, down
                             in product((1, -1), map(math.radians, _ANGLES), _ZOOMS, _SHIFTS, _SHIFTS)])
-    still = _unit(_sample(details, torch.eye(2, 3).expand(len(details), 2, 3), _COARSE_POINTS))
-    for start in range(0, len(details), _ROWS):
-        part = details[start:start + _ROWS]
-        best = torch.zeros(len(part), len(details))
-        which = torch.zeros(best.shape, dtype=torch.int16)
-        for first in range(0, len(motions), _MOTIONS):
-            shapes = [_unit(_sample(part, motion.expand(len(part), 2, 3), _COARSE_POINTS))
-                      for motion in motions[first:first + _MOTIONS]]
-            likeness, number = (torch.stack(shapes) @ still.T).abs_().max(0)
-            which = torch.where(likeness > best, (number + first).to(torch.int16), which)
-            torch.maximum(best, likeness, out=best)
-        own = torch.arange(len(part))
-        best[own, start + own] = 0
-        likest = best.topk(min(_NEIGHBOURS, len(details) - 1)).indices
-        row, column = own[:, None].expand_as(likest).flatten(), likest.flatten()
-        likely = best[row, column] > _PLAUSIBLE
-        for a, b in zip(row[likely].split(_PAIRS), column[likely].split(_PAIRS), strict=True):
-            if len(a):
-                motion = motions[which[a, b].long()]
-                moved = _unit(_sample(part[a], motion, _COARSE_POINTS))
-                yield start + a, b, motion, (moved * still[b]).sum(1).sign()
+    still = _sample(details, _STAY, _COARSE_POINTS)
+    likely = []
+    for row, detail in enumerate(details):
+        signed = _sample(detail.expand(len(motions), 1, -1, -1), motions, _COARSE_POINTS) @ still.T
+        likeness, which = signed.abs().max(0)
+        likeness[row] = 0
+        near = likeness.topk(min(_NEIGHBOURS, len(details) - 1)).indices
+        near = near[likeness[near] > _PLAUSIBLE]
+        sign = signed[which[near], near].sign()
+        likely.append((torch.full_like(near, row), near, motions[which[near]], sign))
+    moving, others, motion, sign = map(torch.cat, zip(*likely, strict=True))
+    return moving, others, motion, sign
 
 
-def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor,
-           level: _Level) -> tuple[Tensor, Tensor]:
-    """Improve the motions (B, 2, 3) step by step; return the best correlations (B,) and their motions."""
-    target = sign[:, None] * _unit(_sample(still, torch.eye(2, 3).expand_as(motion), level.points))
-    x, y = _grid(level.points).unbind(-1)
-    best, best_motion = torch.full((len(motion),), -1.), motion
-    for step in range(level.steps + 1):
-        seen = _sample(moving, motion, level.points)
-        unit = _unit(seen)
-        likeness = (unit * target).sum(1)
-        better = likeness > best
-        best = torch.where(better, likeness, best)
-        best_motion = torch.where(better[:, None, None], motion, best_motion)
-        if step == level.steps:
-            break
-        spread = (seen - seen.mean(1, keepdim=True)).norm(dim=1).clamp_min(1e-6)[:, None]
-        picture = (seen / spread).unflatten(1, (level.points, level.points))
-        down, right = (slope.flatten(1) for slope
-                       in torch.gradient(picture, spacing=2 * _MIDDLE / level.points, dim=(1, 2)))
+def _align(moving: Tensor, still: Tensor, motion: Tensor, sign: Tensor, points: int,
+           steps: int) -> tuple[Tensor, Tensor]:
+    """Improve the motions (B, 2, 3) step by step; return the correlations (B,) and the motions reached."""
+    target = sign[:, None] * _sample(still, _STAY, points)
+    x, y = _grid(points).unbind(-1)
+    for _ in range(steps):
+        seen = _sample(moving, motion, points)
+        picture, spacing = seen.unflatten(1, (points, points)), 2 * _MIDDLE / points
+        down, right = (slope.flatten(1) for slope in torch.gradient(picture, spacing=spacing, dim=(1, 2)))
         slopes = torch.stack([right * x, right * y, right, down * x, down * y, down], 1)  # (B, 6, points^2)
         slopes -= slopes.mean(2, keepdim=True)
-        slopes -= (slopes @ unit[:, :, None]) * unit[:, None]  # a change of contrast is no likeness
+        slopes -= (slopes @ seen[:, :, None]) * seen[:, None]  # a change of contrast is no likeness
         normal = slopes @ slopes.mT
         ridge = 1e-3 * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-9
-        change = torch.linalg.solve(normal + ridge * torch.eye(6), slopes @ (target - unit)[:, :, None])
-        bottom = torch.zeros(len(motion), 1, 3)
-        motion = motion @ (torch.eye(3) + torch.cat([change.view(-1, 2, 3).clamp(-.1, .1), bottom], 1))
-    return best, best_motion
+        change = torch.linalg.solve(normal + ridge * torch.eye(6), slopes @ (target - seen)[:, :, None])
+        motion = motion @ (torch.eye(3) + F.pad(change.view(-1, 2, 3).clamp(-.1, .1), (0, 0, 0, 1)))
+    return (_sample(moving, motion, points) * target).sum(1), motion
 
 
 def _grid(points: int) -> Tensor:
@@ -233,11 +201,14 @@ def _grid(points: int) -> Tensor:
 
 
 def _sample(details: Tensor, motion: Tensor, points: int) -> Tensor:
-    """Read (B, 1, S, S) at the grid as moved by (B, 2, 3): (B, points^2)."""
+    """Read (B, 1, S, S) at the grid as moved by (B, 2, 3), less the mean and of length 1: (B, points^2)."""
+    motion = motion.expand(len(details), 2, 3)
     places = _grid(points) @ motion[:, :, :2].mT + motion[:, None, :, 2]
-    return F.grid_sample(details, places[:, None], padding_mode="reflection", align_corners=False)[:, 0, 0]
+    seen = F.grid_sample(details, places[:, None], padding_mode="reflection", align_corners=False)[:, 0, 0]
+    return unit_rows(seen)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    vectors = vectors - vectors.mean(1, keepdim=True)
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
+def unit_rows(images: Tensor) -> Tensor:
+    """Return each image as a row of mean 0 and length 1, so that products of rows are correlations."""
+    rows = images.flatten(1)
+    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1, eps=1e-6)

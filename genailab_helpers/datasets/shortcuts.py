@@ -4,23 +4,20 @@ Every row of an audit asks the same small model the same question of another par
 regression with a Gaussian kernel (width from the median distance), cross-validated over whole patients.
 """
 
-import math
 import textwrap
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.linalg import solve
 from scipy.special import gammaln
 from torch import Tensor
 
+from genailab_helpers.datasets.duplicates import resized
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.names import GRADES, canonical_class, sort_classes
+from genailab_helpers.datasets.names import GRADES, sort_classes
 from genailab_helpers.features import lite0_features, local_contrast
 from genailab_helpers.radiographs import inspect_radiograph
 from genailab_helpers.statistics import Interval, bootstrap_interval, class_mean, grouped_folds
@@ -57,10 +54,11 @@ class ShortcutRow(NamedTuple):
         Whether this part cannot show the disease, so that it counts as a shortcut.
     effect : float
         Balanced accuracy above chance.
+    gain : float
+        How far telling the clearest class from the rest is on the way from chance to 1.
     clearest : str
-        The class that is best told from the rest.
-    clearest_score, clearest_chance : float
-        Accuracy of telling it from the rest, and of always naming the commoner side.
+        That class, how often it is told, and what always naming the commoner side would reach; the balanced
+        accuracy where that is no better.
     """
 
     name: str
@@ -70,9 +68,8 @@ class ShortcutRow(NamedTuple):
     p: float
     clue: bool
     effect: float
+    gain: float
     clearest: str
-    clearest_score: float
-    clearest_chance: float
 
     @property
     def flagged(self) -> bool:
@@ -80,11 +77,10 @@ class ShortcutRow(NamedTuple):
         return self.clue and self.p < ALPHA and self.effect >= EFFECT
 
 
-@dataclass(frozen=True)
-class ShortcutReport:
+class ShortcutReport(NamedTuple):
     """What `audit_shortcuts` found; `str()` gives table and verdict.
 
-    Parameters
+    Attributes
     ----------
     rows : tuple of ShortcutRow
         From what is furthest from the anatomy to the whole image.
@@ -112,24 +108,18 @@ class ShortcutReport:
     @property
     def verdict(self) -> str:
         """What follows, in one sentence."""
-        flagged = [row for row in self.rows if row.flagged]
-        if not flagged:
+        if not self.flagged:
             return ("No shortcut found in file properties, frame or corners; that does not prove that "
                     "there is none.")
-        worst = max(flagged, key=lambda row: _gain(row.clearest_score, row.clearest_chance))
-        how = (f"{worst.clearest} or not, accuracy {worst.clearest_score:.3f}, chance "
-               f"{worst.clearest_chance:.3f}")
-        if worst.clearest_score <= worst.clearest_chance:  # better than chance only over all classes
-            how = f"balanced accuracy {worst.balanced:.3f}, chance {1 / len(self.classes):.3f}"
-        give = "gives" if len(flagged) == 1 else "give"
+        worst = max((row for row in self.rows if row.flagged), key=lambda row: row.gain)
+        give = "gives" if len(self.flagged) == 1 else "give"
         return (f"Shortcut: {', '.join(self.flagged)} {give} the class away without any anatomy "
-                f"({worst.name}: {how}); a model trained on these images may learn that instead.")
+                f"({worst.name}: {worst.clearest}); a model trained on these images may learn that instead.")
 
     def __str__(self) -> str:
-        head = (f"{', '.join(self.classes)}: {self.n_images} images of {self.rows[0].score.n} patients"
-                f"{_not_looked_at(self.unread)}; "
-                f"balanced chance {1 / len(self.classes):.3f}")
-        lines = [head, f"{'seen':<22}{'accuracy':<22}{'balanced':>8}{'chance':>8}{'p':>8}  shortcut"]
+        lines = [f"{', '.join(self.classes)}: {self.n_images} images of {self.rows[0].score.n} patients"
+                 f"{_not_looked_at(self.unread)}; balanced chance {1 / len(self.classes):.3f}",
+                 f"{'seen':<22}{'accuracy':<22}{'balanced':>8}{'chance':>8}{'p':>8}  shortcut"]
         for row in self.rows:
             accuracy = f"{row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]"
             flag = "YES" if row.flagged else "no" if row.clue else "(holds anatomy)"
@@ -140,11 +130,10 @@ class ShortcutReport:
         return "\n".join([*lines, textwrap.fill(self.verdict, 100)])
 
 
-@dataclass(frozen=True)
-class LabelSignal:
+class LabelSignal(NamedTuple):
     """What `label_signal` found; `str()` says it in one sentence.
 
-    Parameters
+    Attributes
     ----------
     p : float
         Permutation p-value.
@@ -152,16 +141,14 @@ class LabelSignal:
         Cross-validated balanced accuracy, 95 % interval over patients, for these folds.
     chance : float
         1 / classes.
-    n_images, left_out, unread : int
-        Images looked at; how many of them stayed out of the p-value, because their patient has images of two
-        classes; and how many more cannot be read, or are of a class of fewer than five images.
+    n_images, unread : int
+        Images looked at; and how many more cannot be read, or are of a class of fewer than five images.
     """
 
     p: float
     score: Interval
     chance: float
     n_images: int
-    left_out: int
     unread: int
 
     @property
@@ -187,8 +174,7 @@ def _not_looked_at(unread: int) -> str:
     return f", {unread} more unreadable or of a tiny class" if unread else ""
 
 
-def audit_shortcuts(images: pd.DataFrame, seed: int = 0,
-                    classes: Sequence[str] | None = None) -> ShortcutReport:
+def audit_shortcuts(images: pd.DataFrame, seed: int = 0) -> ShortcutReport:
     """Ask what tells the classes apart without looking at the anatomy.
 
     Parameters
@@ -199,8 +185,6 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0,
         patients, is looked at.
     seed : int, default 0
         Start of the random numbers.
-    classes : sequence of str, optional
-        Look at these classes only; by default at all.
 
     Returns
     -------
@@ -222,19 +206,21 @@ def audit_shortcuts(images: pd.DataFrame, seed: int = 0,
     a vote. That it can be far above chance with the lungs blacked is the finding of Maguolo and Nanni,
     Information Fusion 76 (2021).
     """
-    batch, data = _read(images, classes, seed)
-    small = F.interpolate(batch, (SIDE, SIDE), mode="bilinear", antialias=True)
+    batch, kept, folds = _read(images, seed)
+    small = resized(batch, SIDE)
     edge = torch.arange(SIDE) % (SIDE - _CORNER) < _CORNER
     moments = torch.stack([small.mean((1, 2, 3)), small.std((1, 2, 3))], 1)
-    parts = [("file properties", True, torch.from_numpy(_property_features(data.images))),
+    parts = [("file properties", True, torch.from_numpy(_property_features(kept["path"]))),
              ("2-pixel frame", True, small[:, 0, ~_centre(SIDE - 2 * _FRAME)]),
              ("four corners", True, small[:, 0, edge[:, None] & edge]),
              ("mean and deviation", False, moments),
              ("centre 75 % blacked", False, small.masked_fill(_centre(round(0.75 * SIDE)), -1)),
              ("centre 62 % blacked", False, small.masked_fill(_centre(round(0.62 * SIDE)), -1)),
              ("whole image", False, small)]
-    rows = tuple(_row(name, clue, part.flatten(1).double().numpy(), data, seed) for name, clue, part in parts)
-    return ShortcutReport(rows, tuple(data.classes), len(data.images), int((~data.tested).sum()), data.unread)
+    rows = [_row(name, clue, part.flatten(1).double().numpy(), kept, folds, seed)
+            for name, clue, part in parts]
+    return ShortcutReport(tuple(rows), tuple(kept["class"].cat.categories), len(kept),
+                          int((~kept["tested"]).sum()), kept.attrs["unread"])
 
 
 def label_signal(images: pd.DataFrame, seed: int = 0) -> LabelSignal:
@@ -263,76 +249,59 @@ def label_signal(images: pd.DataFrame, seed: int = 0) -> LabelSignal:
     local contrast evened out. Grades are ordered, so for them the p-value asks how well the number of the
     grade is guessed; that finds fainter signals than class against class does.
     """
-    batch, data = _read(images, None, seed)
+    batch, kept, folds = _read(images, seed)
     views = (batch, local_contrast(batch))
     features = _standardised(np.hstack([lite0_features(view, side=READ_SIDE) for view in views]))
     kernel = features @ features.T / max(1, features.shape[1])  # found more than a Gaussian kernel
-    guesses = _guesses(votes(kernel, data.codes, data.folds, ridge=1.0), data.codes)
-    right = guesses[np.arange(len(guesses)), data.codes]
-    score = bootstrap_interval(class_mean, data.codes, right, groups=data.patients, seed=seed)
-    p = _p_value(guesses, data, seed, ordered=set(data.classes) <= set(GRADES))
-    left_out = int((~data.tested).sum())
-    return LabelSignal(p, score, 1 / len(data.classes), len(data.images), left_out, data.unread)
+    codes, classes = kept["class"].cat.codes.to_numpy(int), kept["class"].cat.categories
+    guesses, right = _guesses(kernel, codes, folds, ridge=1.0)
+    score = bootstrap_interval(class_mean, codes, right, groups=kept["patient"], seed=seed)
+    p = _p_value(guesses, kept, seed, ordered=set(classes) <= set(GRADES))
+    return LabelSignal(p, score, 1 / len(classes), len(kept), kept.attrs["unread"])
 
 
-class _Labels(NamedTuple):
-    """Images that were read, their classes by number and their patients."""
+def _read(images: pd.DataFrame, seed: int) -> tuple[Tensor, pd.DataFrame, "Folds"]:
+    """Read the images of classes with five or more, of large sets those of some patients drawn at random.
 
-    images: pd.DataFrame
-    classes: list[str]
-    codes: np.ndarray
-    patients: np.ndarray
-    tested: np.ndarray  # (n,) bool: images of patients with one class, which alone can be exchanged
-    unread: int
-    folds: "Folds"
-
-
-def _read(images: pd.DataFrame, classes: Sequence[str] | None, seed: int) -> tuple[Tensor, _Labels]:
-    """Read the images of classes with five or more, of large sets those of some patients drawn at random."""
-    root, listed = images.attrs["root"], images[images["class"] != ""]
-    wanted = {canonical_class(name) for name in classes or listed["class"]}
-    if absent := wanted - set(listed["class"]):
-        raise ValueError(f"{root}: no images of {', '.join(sorted(absent))}; it has "
-                         f"{', '.join(sort_classes(listed['class']))}")
-    listed = listed[listed["class"].isin(wanted)]
+    The table returned has its classes as a categorical, and the column `tested`: images of patients with one
+    class, which alone can be exchanged.
+    """
+    listed = images[images["class"] != ""]
     if len(listed) > MAX_IMAGES:
         patients, counts = np.unique(listed["patient"].to_numpy(str), return_counts=True)
         order = np.random.default_rng(seed).permutation(len(patients))
         listed = listed[listed["patient"].isin(patients[order[counts[order].cumsum() <= MAX_IMAGES]])]
     with warnings.catch_warnings(action="ignore"):  # the report counts what is left out
         batch, kept = read_images(listed, READ_SIDE, "skip")
-    large = (kept.groupby("class")["class"].transform("size") >= _FOLDS).to_numpy(copy=True)
-    batch, kept = batch[torch.from_numpy(large)], kept[large]
-    names, patients = sort_classes(kept["class"]), kept["patient"].to_numpy(str)
-    codes = kept["class"].map(names.index).to_numpy(int)
-    tested = (kept.groupby("patient")["class"].transform("nunique") == 1).to_numpy()
-    counts = np.array([len(set(patients[tested & (codes == code)])) for code in range(len(names))])
+    large = kept.groupby("class")["class"].transform("size") >= _FOLDS
+    batch, kept = batch[torch.tensor(large.to_numpy())], kept[large].copy()
+    kept.attrs["unread"] = len(listed) - len(kept)
+    kept["tested"] = kept.groupby("patient")["class"].transform("nunique") == 1
+    kept["class"] = pd.Categorical(kept["class"], sort_classes(kept["class"]))
+    counts = kept[kept["tested"]].groupby("class", observed=False)["patient"].nunique()
     # as many ways to deal the labels to the patients as a multinomial coefficient says
-    if gammaln(counts.sum() + 1) - gammaln(counts + 1).sum() <= -math.log(ALPHA):
-        found = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
-        raise ValueError(f"{root}: too few patients to tell ({found}, each with images of one class); "
-                         f"expected two or more classes and, for two, at least 7 patients in each")
-    folds = folds_by_patient(patients, seed)
-    return batch, _Labels(kept, names, codes, patients, tested, len(listed) - len(kept), folds)
+    if gammaln(counts.sum() + 1) - gammaln(counts + 1).sum() <= -np.log(ALPHA):
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"{images.attrs['root']}: too few patients to tell ({found}, each with images of "
+                         "one class); expected two or more classes and, for two, 7 or more patients in each")
+    return batch, kept, folds_by_patient(kept["patient"].to_numpy(str), seed)
 
 
-def _row(name: str, clue: bool, features: np.ndarray, data: _Labels, seed: int) -> ShortcutRow:
-    truth = np.eye(len(data.classes))[data.codes]
-    guesses = _guesses(votes(gaussian_kernel(features), data.codes, data.folds, _RIDGE), data.codes)
-    right = guesses[np.arange(len(guesses)), data.codes]
-    score = bootstrap_interval(np.mean, right, groups=data.patients, seed=seed)
-    shares = truth.mean(0)
-    rest_chance, told = np.maximum(shares, 1 - shares), 1 - np.abs(guesses - truth).mean(0)
-    best = int(_gain(told, rest_chance).argmax())
-    balanced = class_mean(data.codes, right)
-    return ShortcutRow(name, score, balanced, float(shares.max()), _p_value(guesses, data, seed), clue,
-                       balanced - 1 / len(data.classes), data.classes[best], float(told[best]),
-                       float(rest_chance[best]))
-
-
-def _gain(score: Any, chance: Any) -> Any:
-    """Say how far a score is on the way from chance to 1."""
-    return (score - chance) / (1 - chance)
+def _row(name: str, clue: bool, features: np.ndarray, kept: pd.DataFrame, folds: "Folds",
+         seed: int) -> ShortcutRow:
+    codes, classes = kept["class"].cat.codes.to_numpy(int), kept["class"].cat.categories
+    guesses, right = _guesses(gaussian_kernel(features), codes, folds, _RIDGE)
+    truth = np.eye(len(classes))[codes]
+    shares, told = truth.mean(0), 1 - np.abs(guesses - truth).mean(0)
+    chance = np.maximum(shares, 1 - shares)  # of telling a class from the rest
+    gain = (told - chance) / (1 - chance)
+    best, balanced = gain.argmax(), class_mean(codes, right)
+    clearest = f"{classes[best]} or not, accuracy {told[best]:.3f}, chance {chance[best]:.3f}"
+    if gain[best] <= 0:  # better than chance only over all classes
+        clearest = f"balanced accuracy {balanced:.3f}, chance {1 / len(classes):.3f}"
+    score = bootstrap_interval(np.mean, right, groups=kept["patient"], seed=seed)
+    return ShortcutRow(name, score, balanced, float(shares.max()), _p_value(guesses, kept, seed), clue,
+                       balanced - 1 / len(classes), float(gain[best]), clearest)
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
@@ -392,33 +361,38 @@ def votes(kernel: np.ndarray, codes: np.ndarray, folds: Folds, ridge: float) -> 
     return found
 
 
-def _guesses(found: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Divide the guess of each image between the classes with most votes: (n, classes), rows sum to 1."""
+def _guesses(kernel: np.ndarray, codes: np.ndarray, folds: Folds,
+             ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the guess of each image between the classes with most votes: (n, classes), rows sum to 1.
+
+    Returned with the share of each guess that is right, (n,).
+    """
+    found = votes(kernel, codes, folds, ridge)
     # where nothing is known all classes tie: then name the commonest, as chance does
-    found = found + 2 * _MARGIN * (np.arange(found.shape[-1]) == np.bincount(codes).argmax())
+    found += 2 * _MARGIN * (np.arange(found.shape[-1]) == np.bincount(codes).argmax())
     near = (1 - (found.max(-1, keepdims=True) - found) / _MARGIN).clip(0)
-    return (near / near.sum(-1, keepdims=True)).mean(0)
+    guesses = (near / near.sum(-1, keepdims=True)).mean(0)
+    return guesses, guesses[np.arange(len(guesses)), codes]
 
 
-def _p_value(guesses: np.ndarray, data: _Labels, seed: int, ordered: bool = False) -> float:
+def _p_value(guesses: np.ndarray, kept: pd.DataFrame, seed: int, ordered: bool = False) -> float:
     """Return how often labels dealt anew to whole patients agree with the guesses as well as the true ones.
 
     Agreement is balanced accuracy; of ordered classes, the covariance of true and guessed place. The guesses
     were made with the true labels of other patients, which makes them a little worse than chance where there
     is nothing to learn: the test errs to the safe side.
     """
-    guesses, codes = guesses[data.tested], data.codes[data.tested]
-    _, first, patient_of = np.unique(data.patients[data.tested], return_index=True, return_inverse=True)
+    guesses, kept = guesses[kept["tested"]], kept[kept["tested"]]
+    codes, patients = kept["class"].cat.codes.to_numpy(int), kept["patient"].to_numpy(str)
+    _, first, patient_of = np.unique(patients, return_index=True, return_inverse=True)
     generator, own = np.random.default_rng(seed), codes[first]
     dealt = np.stack([own, *(generator.permutation(own) for _ in range(N_PERMUTATIONS))], 1)[patient_of]
     if ordered:
         place = guesses @ np.arange(guesses.shape[1])
         statistic = (place - place.mean()) @ dealt
     else:
-        statistic = np.zeros(dealt.shape[1])
-        for code in range(guesses.shape[1]):
-            member = dealt == code
-            statistic += guesses[:, code] @ member / member.sum(0)
+        statistic = sum(guess @ (dealt == code) / (dealt == code).sum(0)
+                        for code, guess in enumerate(guesses.T))
     margin = 1e-9 * np.abs(statistic).max()  # equal deals may differ in rounding
     return float((statistic >= statistic[0] - margin).mean())  # the first is the observed one
 
@@ -429,9 +403,9 @@ def _centre(side: int) -> Tensor:
     return inside[:, None] & inside
 
 
-def _property_features(images: pd.DataFrame) -> np.ndarray:
+def _property_features(paths: pd.Series) -> np.ndarray:
     """Return format and mode as 0 or 1, width, height and aspect in octaves, and how common the size is."""
-    headers = pd.DataFrame([inspect_radiograph(path) for path in images["path"]])
+    headers = pd.DataFrame([inspect_radiograph(path) for path in paths])
     size = np.log2(headers[["width", "height"]])
     common = headers.groupby(["width", "height"])["width"].transform("size")  # one detector gives one size
     kinds = pd.get_dummies(headers[["format", "mode"]], dtype=float)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from genailab_helpers.datasets.duplicates import SIDE, DuplicatePair, find_duplicates
 from genailab_helpers.datasets.folders import read_images
@@ -95,11 +96,13 @@ def test_blank_images_are_pairs_only_if_equal(phantoms):
     assert find_duplicates(blank[:3]) == []
 
 
-def test_what_is_no_batch_is_refused(phantoms):
-    with pytest.raises(ValueError, match="shape"):
-        find_duplicates(phantoms[0])
-    with pytest.raises(ValueError, match="values"):
-        find_duplicates(phantoms * float("nan"))
+def test_pale_images_whose_detail_jpeg_has_taken_are_found(files, phantoms, tmp_path):
+    for file in files:
+        with Image.open(file) as image:
+            image.point(lambda level: 76 + 0.4 * level).save(tmp_path / f"{file.stem}.jpg", quality=30)
+    pale = 0.4 * phantoms
+    pairs = find_duplicates(torch.cat([pale, read(tmp_path)]))
+    assert _ends(pairs) == {(row, row + N_PHANTOMS) for row in range(N_PHANTOMS)}
 
 
 @pytest.mark.slow

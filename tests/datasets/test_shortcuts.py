@@ -57,11 +57,11 @@ def test_size_tied_to_a_class_is_flagged_named_and_drawn(tmp_path: Path) -> None
     report = audit_shortcuts(noise(tmp_path / "set", 15, (48, 40), seed=1, classes=["COVID"]))
     row = report.rows[0]
     assert "file properties" in report.flagged
-    assert row.score.value == row.balanced == row.clearest_score == 1.0
+    assert row.score.value == row.balanced == 1.0
     assert row.effect == 0.5
     assert row.chance == pytest.approx(30 / 45)
     assert row.p == pytest.approx(1 / (shortcuts.N_PERMUTATIONS + 1))
-    assert "Shortcut: file properties" in report.verdict
+    assert "(file properties: Normal or not, accuracy 1.000, chance 0.667)" in report.verdict
     assert "YES" in str(report)
     figure = shortcut_figure(report)
     axes = figure.axes[0]
@@ -104,7 +104,7 @@ def test_each_row_sees_its_part_of_the_image_alone(tmp_path: Path, depth: int, s
     (0.0002, 0.3, False, False)])
 def test_a_flag_needs_a_small_p_and_an_effect_of_five_points(p, effect, clue, flagged) -> None:
     score = Interval(0.5 + effect, 0.5, 0.6, 2000)
-    row = shortcuts.ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect, "COVID", 0.6, 0.5)
+    row = shortcuts.ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect, 0.2, "COVID")
     report = shortcuts.ShortcutReport((row,), ("Normal", "COVID"), 2000, 0, 0)
     assert row.flagged == flagged
     assert report.flagged == ["four corners"] * flagged
@@ -151,13 +151,6 @@ def test_too_few_patients_is_one_clear_error(tmp_path: Path, ask: Callable[[pd.D
         ask(noise(tmp_path / "one", 20, classes=["Normal"]))
 
 
-def test_classes_are_selected_by_any_name(tmp_path: Path) -> None:
-    images = noise(tmp_path / "set", 60, classes=("Normal", "COVID", "Pneumonia"))
-    assert audit_shortcuts(images, classes=["covid-19", "NORMAL"]).classes == ("Normal", "COVID")
-    with pytest.raises(ValueError, match=r"no images of grade_1; it has Normal, Pneumonia, COVID"):
-        audit_shortcuts(images, classes=["grade 1", "Normal"])
-
-
 def test_label_signal_tells_bright_from_dark_and_says_so(tmp_path: Path) -> None:
     found = label_signal(noise(tmp_path / "set", 40))
     assert not found.signal
@@ -174,7 +167,7 @@ def test_label_signal_tells_bright_from_dark_and_says_so(tmp_path: Path) -> None
 @pytest.mark.parametrize(("p", "high", "says"), [
     (0.0009, 0.54, "carry signal"), (0.3, 0.549, "carry no signal"), (0.3, 0.55, "were not shown")])
 def test_a_signal_is_absent_only_if_the_interval_says_so(p: float, high: float, says: str) -> None:
-    found = LabelSignal(p, Interval(0.51, 0.47, high, 500), 0.5, 500, 0, 0)
+    found = LabelSignal(p, Interval(0.51, 0.47, high, 500), 0.5, 500, 0)
     assert (found.signal, found.absent) == (p < ALPHA, says == "carry no signal")
     assert f"The labels {says}" in str(found)
 
@@ -199,8 +192,8 @@ COVID_1125 = {  # accuracy on the whole public set for three classes, and for CO
 def test_measured_shortcuts_of_a_real_set_come_out(real_data: Path) -> None:
     """The set of Ozturk et al. 2020; the figures were measured once, apart from this code."""
     images = index_images(real_data / "covid_1125")
-    for column, classes in enumerate((None, ("COVID", "Normal"))):
-        report = audit_shortcuts(images, classes=classes)
+    for column, chosen in enumerate((images, images[images["class"].isin(["COVID", "Normal"])])):
+        report = audit_shortcuts(chosen)
         rows = {row.name: row for row in report.rows}
         for name, expected in COVID_1125.items():
             assert rows[name].score.value == pytest.approx(expected[column], abs=0.03), name

@@ -118,7 +118,12 @@ def _known_to_torchvision(name: str) -> Any:
 
 def _torchvision_model(name: str, head: Callable[[int], nn.Module], pretrained: bool) -> Network:
     """Return a torchvision model whose last linear layer is replaced."""
-    body = _known_to_torchvision(name).get_model(name, weights="DEFAULT" if pretrained else None)
+    models = _known_to_torchvision(name)
+    try:
+        body = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:
+        raise OSError(f"backbone={name!r}: its weights are downloaded at first use, which failed ({error}); "
+                      "connect once, or take efficientnet_lite0, whose weights are installed") from error
     linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not linear or getattr(body, "aux_logits", False):
         raise ValueError(f"backbone={name!r}: its outputs do not come from one linear layer; "
@@ -166,7 +171,7 @@ def build_backbone(name: str, head: int | Callable[[int], nn.Module], pretrained
     ------
     ValueError
         If there is no such network, or its last layer cannot be replaced.
-    urllib.error.URLError
+    OSError
         If weights have to be downloaded and cannot be.
     """
     make_head = partial(nn.Linear, out_features=head) if isinstance(head, int) else head

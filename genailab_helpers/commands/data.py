@@ -12,7 +12,7 @@ CACHES = ("images", "features", "locks")  # what the cache holds besides downloa
 
 _Input = Annotated[Path, Option("--input", help="Folder of images; it stays as it is.")]
 _DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done; write nothing.")]
-_Replace = Annotated[bool, Option("--replace", help="Replace what the output holds.")]
+_Replace = Annotated[bool, Option("--replace", help="Replace what an earlier run has written there.")]
 _Preset = Annotated[str | None, Option(help="spine, covid or chest.")]
 _Classes = Annotated[str | None, Option(help="Names with commas between them, such as Normal,COVID.")]
 _Size = Annotated[int, Option(help="Side of the images in pixels, at least 16.")]
@@ -112,7 +112,7 @@ def verify(folder: _Folder, table: Table = None, json_file: _Json = None, patien
 @app.command()
 def download(name: _Set = None, kaggle: _Kaggle = None, output: Output = Path("raw_data"),
              file: _From = None) -> None:
-    """Get a public set and check its counts against its card; for spine, say how to get such images."""
+    """Get a public set and check its counts against its card."""
     from genailab_helpers.datasets import download as sets
 
     echo(sets.download(name, output, kaggle, file))

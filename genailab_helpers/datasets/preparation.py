@@ -39,6 +39,7 @@ TOLERANCE = 0.015  # a class's share of a split that is further from the ratio i
 LABELS = "dataset.json"
 N_FOLDS = 20  # ratios are kept to a twentieth: 14, 3 and 3 folds are 70, 15 and 15 %
 
+_SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")  # in every folder that was opened on a desktop
 _DRAWS = 1000  # of the folds that make a split
 _FITS: dict[str, Callable[..., Image.Image]] = {  # an odd bar is wider at the bottom and at the right
     "letterbox": partial(ImageOps.pad, centering=(0.4999, 0.4999)), "crop": ImageOps.fit,
@@ -523,7 +524,8 @@ def _refuse_foreign(target: Path) -> None:
     ours = {index.TABLE, LABELS}
     with suppress(ValueError):  # no table, or one of somebody else that lists nothing of ours
         ours |= set(index.read_table(target / index.TABLE)["file"])
-    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*")
+             if not path.is_dir() and path.name not in _SYSTEM_FILES}
     if strange := sorted(files - ours):
         raise FileExistsError(f"{target}: holds {len(strange)} files such as {strange[0]} that {index.TABLE} "
                               "does not list, so it is not replaced; move them out or choose another folder")
@@ -540,7 +542,10 @@ def _copy(source: str, target: Path) -> None:
 
 
 def _link(source: str, target: Path) -> None:
-    os.link(os.path.realpath(source), target)
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError as error:  # another disk, or one that knows no links
+        raise ValueError(f"{source}: cannot be linked ({error.strerror}); use --mode copy") from error
 
 
 def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None) -> None:

@@ -295,7 +295,7 @@ def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tenso
                                    for some in (generated, train, held_out))
 
     def describe(images: torch.Tensor) -> np.ndarray:
-        """One row a image: its distance to the training images, then its features."""
+        """One row an image: its distance to the training images, then its features."""
         return np.column_stack([nearest_image(images, train)[0], lite0_features(images)])
 
     made, reference = describe(generated), describe(held_out)

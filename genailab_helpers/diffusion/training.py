@@ -255,6 +255,9 @@ def _unpack(batch: Any, model: Denoiser, part: slice = slice(None),
     if images.shape[1:] != torch.Size(model.image_shape):
         raise ValueError(f"images: this model takes the shape (N, {str(model.image_shape)[1:]}, got "
                          f"{tuple(images.shape)}; give data set, training and model the same img_size")
+    if len(images) % (part.step or 1):
+        raise ValueError(f"a batch of {len(images)} images cannot be shared equally by {part.step} "
+                         "processes: take a multiple as batch_size, and drop_last=True")
     n, got = model.num_classes, None if labels is None else labels.unique().tolist()
     if (got is None) != (n is None) or not set(got or []) <= set(range(n or 0)):
         raise ValueError(f"labels: got {got}, which does not fit num_classes={n}")

@@ -76,7 +76,7 @@ def simulate_raters(severity: Tensor, kappa: float = 0.8, seed: int = 0) -> Tens
 
 
 def consensus(grades: Tensor) -> Tensor:
-    """Median (N,) of the grades (N, n_raters); of an even number the lower middle one.
+    """Median (N,) of the grades (N, raters); of an even number the lower middle one.
 
     Examples
     --------

@@ -342,8 +342,8 @@ def test_real_sets(real_data, quick):
     odd = audit(real_data / "hard_inputs")
     assert set(found(odd, "mixed views")) >= {"Lat_Vertebra.png"}
     assert found(odd, "blank") == ["all_black.png"]
-    assert found(odd, "not an image") == ["text_as_png.png"]
-    broken = {"truncated_60.png", "bad_crc.png", "zero_bytes.png", "header_only.jpeg", "one_pixel.png"}
+    assert found(odd, "not an image") == ["text_as_png.png", "zero_bytes.png"]
+    broken = {"truncated_60.png", "bad_crc.png", "header_only.jpeg", "one_pixel.png"}
     assert broken <= set(found(odd, "unreadable"))
     assert "RG1_J2KI.dcm" in found(odd, "personal data")
     spines = audit(real_data / "spine_ap", real_data / "spine_ap_labels.csv")

@@ -120,10 +120,11 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, load_denoiser
     from genailab_helpers.diffusion.sampling import generate
 
-    denoiser = load_denoiser(run_folder / MODEL)
+    model = run_folder if run_folder.is_file() else run_folder / MODEL
+    denoiser = load_denoiser(model)
     if denoiser.num_classes is None and guidance != 1:
         raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")
-    classes = _read_recipe(run_folder, denoiser.num_classes or 1)["classes"]  # in the order of the labels
+    classes = _read_recipe(model.parent, denoiser.num_classes or 1)["classes"]  # in the order of the labels
     up_to = np.cumsum(list(classes.values()))
     labels = np.searchsorted(up_to, (np.arange(n_samples) + 0.5) * up_to[-1] / n_samples, side="right")
     told = torch.from_numpy(labels) if denoiser.num_classes else None

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,16 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"GENAILAB_REAL_DATA={folder} is no folder: tests on real films need one")
     return Path(folder)
+
+
+@pytest.fixture
+def pinned() -> None:
+    """Skip a comparison with recorded pictures where another release than the pinned one draws them."""
+    pins = dict(line.split("==") for line in
+                (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8").splitlines() if "==" in line)
+    for package in ("matplotlib", "pillow"):
+        if version(package) != pins[package]:
+            pytest.skip(f"{package} {version(package)}: what is recorded holds for {pins[package]}")
 
 
 @pytest.fixture(scope="module")

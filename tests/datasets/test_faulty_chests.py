@@ -20,6 +20,7 @@ def files_of(root: Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("pinned")
 def test_the_recorded_command_makes_the_folder_again_and_it_is_small(tmp_path):
     subprocess.run([sys.executable, ROOT / "benchmarks" / "make_faulty_chests.py", tmp_path / "again"],
                    check=True)

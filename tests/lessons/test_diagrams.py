@@ -2,13 +2,12 @@
 
 import base64
 import importlib.util
-import io
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
+
+from genailab_helpers.nbregression import compare_figures
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("diagrams", ROOT / "docs" / "diagrams.py")
@@ -25,15 +24,14 @@ def shown(path: Path) -> dict[str, bytes]:
             for cell in cells if cell.cell_type == "markdown" for name in diagrams.named(cell.source)}
 
 
+@pytest.mark.usefixtures("pinned")
 @pytest.mark.parametrize("path", diagrams.NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_lesson_carries_its_diagrams_as_they_are_drawn(path: Path) -> None:
     attached = shown(path)
     assert len(attached) >= 2
     for name, picture in attached.items():
-        now, was = (np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
-                    for png in (diagrams.draw(name), picture))
-        assert now.shape == was.shape, f"{name}: run python docs/diagrams.py"
-        assert np.abs(now - was).mean() < 1, f"{name}: run python docs/diagrams.py"
+        difference = compare_figures(picture, diagrams.draw(name), 0.01)
+        assert difference is None, f"{name}: {difference}; run python docs/diagrams.py"
 
 
 def test_every_diagram_is_shown_once() -> None:

@@ -101,6 +101,7 @@ def rendered(draw: Draw, changes: dict[str, object], dpi: float = 100) -> bytes:
     return png(draw, dpi=dpi * settings.pop("dpi", 100) / 100, **settings)
 
 
+@pytest.mark.usefixtures("pinned")
 @pytest.mark.parametrize("dpi", DPI)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_rendering_of_the_same_data_passes(kind: str, dpi: int) -> None:

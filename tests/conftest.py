@@ -29,8 +29,8 @@ def real_data() -> Path:
 @pytest.fixture
 def pinned() -> None:
     """Skip a comparison with recorded pictures where another release than the pinned one draws them."""
-    pins = dict(line.split("==") for line in
-                (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8").splitlines() if "==" in line)
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
     for package in ("matplotlib", "pillow"):
         if version(package) != pins[package]:
             pytest.skip(f"{package} {version(package)}: what is recorded holds for {pins[package]}")

@@ -2,12 +2,13 @@
 
 import base64
 import importlib.util
+import io
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
-
-from genailab_helpers.nbregression import compare_figures
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("diagrams", ROOT / "docs" / "diagrams.py")
@@ -30,8 +31,11 @@ def test_a_lesson_carries_its_diagrams_as_they_are_drawn(path: Path) -> None:
     attached = shown(path)
     assert len(attached) >= 2
     for name, picture in attached.items():
-        difference = compare_figures(picture, diagrams.draw(name), 0.01)
-        assert difference is None, f"{name}: {difference}; run python docs/diagrams.py"
+        now, was = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int)
+                    for png in (diagrams.draw(name), picture))
+        assert now.shape == was.shape, f"{name}: run python docs/diagrams.py"
+        # 8 of 255 for the rounding of a phantom on another processor; one word is hundreds
+        assert np.abs(now - was).max() <= 8, f"{name}: run python docs/diagrams.py"
 
 
 def test_every_diagram_is_shown_once() -> None:

@@ -12,6 +12,7 @@ from genailab_helpers.classification import explanation as xai
 from genailab_helpers.classification.networks import build_backbone
 from genailab_helpers.classification.training import load_classifier
 from genailab_helpers.phantoms.chest import CONFOUNDERS, render_chests, sample_chests
+from genailab_helpers.phantoms.spine import SIGNS, render_spines, sample_spines
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 
@@ -109,6 +110,18 @@ def test_chance_lies_within_the_control_and_a_network_that_follows_a_marker_abov
     each = [measure(xai.grad_cam(net, images, score, min_side=8), near).mean().item() for net in random]
     assert found.value == pytest.approx(np.mean(each))
     assert (found.low, found.high, found.n) == (*np.quantile(each, [0.025, 0.975]), 20)
+
+
+def test_chance_lies_within_the_control_of_the_grader():
+    drawn = render_spines(sample_spines(60, 4)[:24].changed(severity=0.9), 96, masks=True)
+    near = xai.widen(torch.stack([drawn.masks[name] for name in SIGNS]).any(0), 2)
+    model = load_classifier(SAMPLES / "spine_grader.safetensors")
+
+    def score(z):  # the expected grade, as in lesson 4
+        return (model.loss.probabilities(z / 10) * torch.arange(5)).sum(1)
+
+    found = xai.control(xai.pointing_game, model.network, drawn.images, score, near, min_side=8)
+    assert found.low <= near.float().mean() <= found.high
 
 
 @pytest.mark.parametrize(("masks", "message"), [

@@ -155,7 +155,7 @@ def report_covid(rows: list[Row], seed: int) -> dict[str, tuple[Interval, Interv
 
 
 def audit(folder: Path, classes: list[str] | None = None) -> ShortcutReport:
-    """Ask what tells the classes apart without any anatomy."""
+    """Ask what tells the classes apart besides the disease."""
     images = index_images(folder)
     report = audit_shortcuts(images[images["class"].isin(classes)] if classes else images)
     print(f"\n{report}")

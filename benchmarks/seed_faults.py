@@ -23,6 +23,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -167,6 +168,7 @@ def draw_mutants() -> list[Fault]:
 def measure_lines(tree: Path) -> dict[str, dict[str, list[str]]]:
     """Run lessons and quick tests on the unchanged tree; return who runs each line, by file and line."""
     from coverage import CoverageData
+    from coverage.exceptions import DataError
 
     # IPython runs cells itself: the kernel that nbval starts is killed before coverage is written
     runs = {f"notebooks/{path.name}": ["IPython", path.name]
@@ -187,12 +189,13 @@ def measure_lines(tree: Path) -> dict[str, dict[str, list[str]]]:
             raise SystemExit(f"{name or 'quick tests'}: red on the unchanged tree\n{said}")
         for part in data.glob(".coverage.*"):
             recorded = CoverageData(part)
-            recorded.read()
-            for file in recorded.measured_files():
-                here = found[Path(file).relative_to(tree).as_posix()]
-                for line, contexts in recorded.contexts_by_lineno(file).items():
-                    tests = {file for context in contexts for file in _test_file(tree, context)}
-                    here[str(line)] |= {name} if name else tests
+            with suppress(DataError):  # of a process that a test has killed
+                recorded.read()
+                for file in recorded.measured_files():
+                    here = found[Path(file).relative_to(tree).as_posix()]
+                    for line, contexts in recorded.contexts_by_lineno(file).items():
+                        tests = {file for context in contexts for file in _test_file(tree, context)}
+                        here[str(line)] |= {name} if name else tests
     return {file: {line: sorted(who) for line, who in lines.items()} for file, lines in found.items()}
 
 

@@ -163,8 +163,7 @@ def _remove_leftovers(path: Path) -> None:
 def _check_free(path: Path, disposable: Callable[[Path], None] | None) -> None:
     if holds_files(path):
         if disposable is None or path.is_file():
-            raise FileExistsError(f"{path}: expected a new or empty folder; choose another, or replace "
-                                  "this one with --replace where the command has it")
+            raise FileExistsError(f"{path}: expected a new or empty folder; choose another")
         disposable(path)
 
 

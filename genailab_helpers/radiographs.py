@@ -160,7 +160,7 @@ def read_radiograph(path: str | Path, img_size: int | None = None, bit_depth: in
         unit = torch.from_numpy(np.array(image))
     if guessed < 16:
         warnings.warn(f"{path}: does not say how many bits it uses; {guessed} were guessed from its "
-                      "brightest pixel, which may make it too bright: give bit_depth, or a whole data set",
+                      "brightest pixel, which may make it too bright; of a whole set, the brightest counts",
                       stacklevel=2)
     return unit.mul_(2).sub_(1).clamp_(-1, 1)[None]  # the clamp mends rounding only
 

@@ -195,7 +195,7 @@ def test_no_input_is_written_over_and_no_mask_twice(genailab, pngs, tmp_path):
     both = (pngs[0].with_suffix(".jpg"), pngs[1].rename(pngs[0].with_suffix(".jpeg")))
     assert "2 radiographs are called 0" in genailab.refuse("segment", *both, "--output", tmp_path / "masks")
     assert "expected the radiographs" in genailab.refuse("segment", SHIPPED)
-    assert "no such checkpoint" in genailab.refuse("segment", tmp_path / "absent.safetensors", pngs[2])
+    assert "no model; expected" in genailab.refuse("segment", tmp_path / "absent.safetensors", pngs[2])
 
 
 def test_the_shipped_weights_are_small_and_find_the_lungs_of_other_phantoms(shipped):

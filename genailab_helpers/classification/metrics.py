@@ -259,7 +259,7 @@ def class_metrics(labels: ArrayLike, probabilities: Outputs, thresholds: Outputs
     probabilities : mapping of int to array_like
         For each training seed (N, K).
     thresholds : mapping of int to array_like
-        For each training seed (K,), from `choose_threshold` on validation films: an image is
+        For each training seed (K,), from `choose_threshold` on validation images: an image is
         predicted class k where its probability of k reaches the threshold of k.
 
     Returns

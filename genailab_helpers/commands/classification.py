@@ -144,7 +144,7 @@ def _predict(model: Path, files: list[Path], graded: bool) -> None:
     from genailab_helpers.classification.training import load_classifier
     from genailab_helpers.datasets.names import GRADE_NAMES, GRADES
 
-    path = model / options.MODEL if model.is_dir() else model
+    path = options.model_file(model)
     classifier, recipe = load_classifier(path), load_checkpoint(path).recipe
     classes, thresholds = classifier.classes, recipe.get("thresholds", {})
     if (classes == list(GRADES)) != graded:

@@ -19,6 +19,7 @@ _Size = Annotated[int, Option(help="Side of the images in pixels, at least 16.")
 _Fit = Annotated[str, Option(help="letterbox (black bars), squash (aspect lost) or crop (middle square).")]
 _Ratios = Annotated[str, Option(help="Fractions of train, val and test.")]
 _Mode = Annotated[str, Option(help="copy, link (hard links) or manifest (only films.csv).")]
+_Patients = Annotated[Path | None, Option("--patients", "--table", help="CSV that names files and patients.")]
 _Near = Annotated[bool, Option(help="Put images that look the same into one split, as equal files.")]
 _Labels = Annotated[Path | None, Option(help="By default dataset.json in the input.")]
 _Folder = Annotated[Path, Argument(metavar="DIR", help="Folder of images.")]
@@ -70,7 +71,7 @@ def preprocess(source: _Input, output: Output, img_size: _Size = 256, fit: _Fit 
 
 @app.command()
 def split(source: _Input, output: Output, ratios: _Ratios = "0.7,0.15,0.15", seed: Seed = 42,
-          mode: _Mode = "copy", patient_pattern: Pattern = None, patients: Table = None,
+          mode: _Mode = "copy", patient_pattern: Pattern = None, patients: _Patients = None,
           near_duplicates: _Near = True, dry_run: _DryRun = False, replace: _Replace = False) -> None:
     """Divide class folders into train, val and test by patient."""
     from genailab_helpers.datasets import index, preparation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Seed, write_text
+from genailab_helpers.commands.options import MODEL, RECIPE, Minutes, Output, Seed, model_file, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def _open_run(output: Path, recipe: dict[str, Any]) -> None:
 
 def _read_recipe(folder: Path, n_classes: int | None = None) -> dict[str, Any]:
     """Read the recipe of a run; its classes become names of folders, so they are checked."""
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         recipe = json.loads((folder / RECIPE).read_bytes())
         counts = recipe["classes"]
         if n_classes in (None, len(counts)) and any(counts.values()) and all(
@@ -103,7 +103,7 @@ def _read_recipe(folder: Path, n_classes: int | None = None) -> dict[str, Any]:
                 for name, n in counts.items()):
             return recipe
     raise ValueError(f"{folder / RECIPE}: expected classes that can be folders, with counts, as many as the "
-                     "model knows; train again")
+                     "model beside it knows; train again")
 
 
 def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("build/samples"),
@@ -120,7 +120,7 @@ def sample(run_folder: _Run, n_samples: _Samples = 48, output: Output = Path("bu
     from genailab_helpers.diffusion.denoiser import LINEAR_ABOVE, load_denoiser
     from genailab_helpers.diffusion.sampling import generate
 
-    model = run_folder if run_folder.is_file() else run_folder / MODEL
+    model = model_file(run_folder)
     denoiser = load_denoiser(model)
     if denoiser.num_classes is None and guidance != 1:
         raise ValueError(f"--guidance {guidance}: this model knows no classes; leave the option out")

@@ -1,5 +1,6 @@
 """What several commands share: options, names of files, reading radiographs, one line on stderr."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +40,20 @@ def readable(files: list[Path], img_size: int | None = None,
 
     for file in files:
         try:
-            yield file, read_radiograph(file, img_size, bit_depth)
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                image = read_radiograph(file, img_size, bit_depth)
         except UnreadableRadiographError as error:
             complain(error)
+            continue
+        for warning in caught:
+            complain(warning.message)
+        yield file, image
+
+
+def model_file(path: Path) -> Path:
+    """Return the model in the folder of a training, or the file itself."""
+    file = path / MODEL if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise ValueError(f"{path}: no model; expected a folder that `genailab train` wrote, or a "
+                         ".safetensors file, before the images")
+    return file

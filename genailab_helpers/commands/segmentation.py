@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, echo
 
-from genailab_helpers.commands.options import MODEL, NOT_FOR_DIAGNOSIS, Output, Seed, readable
+from genailab_helpers.commands.options import MODEL, NOT_FOR_DIAGNOSIS, Output, Seed, model_file, readable
 
 _Steps = Annotated[int, Option(min=1, help="Batches to train on.")]
 _Phantoms = Annotated[int, Option(min=1, help="Phantoms to render.")]
@@ -40,7 +40,7 @@ def segment(files: _Files, output: _Masks = Path("build/masks")) -> None:
 
     named = files[0].is_dir() or files[0].suffix == ".safetensors"
     model, files = (files[0], files[1:]) if named else (SHIPPED, files)
-    segmenter = load_segmenter(model / MODEL if model.is_dir() else model)
+    segmenter = load_segmenter(model_file(model))
     if not files:
         raise ValueError(f"{model}: a model alone; expected the radiographs after it")
     [(name, n_files)] = Counter(file.stem for file in files).most_common(1)

@@ -7,6 +7,7 @@ all of it can be deleted at any time (`genailab data cache --clear`).
 import errno
 import hashlib
 import os
+import posixpath
 import shutil
 import warnings
 import zlib
@@ -196,7 +197,7 @@ class _Pixels:
             except UnreadableRadiographError as error:
                 if on_unreadable == "skip":
                     return error
-                error.reason += '; on_unreadable="skip" leaves such images out'
+                error.reason += "; move it out (`genailab data verify` lists all that cannot be read)"
                 raise
             return None
 
@@ -289,6 +290,8 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
                          "its parts; divide it again by patient: `genailab data split`")
     divided = any(images["split"])
     placed = images["class"].ne("") & (images["split"].ne("") | (not divided))
+    if images.attrs["empty"]:
+        print(f"{root}: no image in the class folders {_named(sorted(images.attrs['empty']))}")
     if len(loose := images.index[~placed]):
         where = "in no class folder" + " of train, val or test" * divided
         print(f"{root}: {len(loose)} images are left out, {where}: {_named(loose)}")
@@ -297,9 +300,15 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
                   if graded else "classes without an order; for grades there is `genailab train grader`")
         raise ValueError(f"{root}: holds the classes {', '.join(classes)}; expected {wanted}")
     if len(classes) < 2:
-        raise ValueError(f"{root}: holds one class, {classes[0]}; expected two or more class folders")
-    _refuse_colours(images[placed])
+        raise ValueError(f"{root}: {one_class(images)} Expected two or more class folders")
+    refuse_colours(images[placed])
     return images[placed]
+
+
+def one_class(images: pd.DataFrame) -> str:
+    """Say of images of one class in which folders they lie: perhaps these are the classes."""
+    folders = sorted({posixpath.dirname(name) or "." for name in images.index})
+    return f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}."
 
 
 def part_images(part: Any) -> pd.DataFrame:
@@ -307,7 +316,7 @@ def part_images(part: Any) -> pd.DataFrame:
     return part.dataset.images.assign(label=part.dataset.targets).iloc[list(part.indices)]
 
 
-def _refuse_colours(images: pd.DataFrame) -> None:
+def refuse_colours(images: pd.DataFrame) -> None:
     """Refuse a folder most of whose images are in colour; one with a tint is not."""
     looked_at, colours = images["path"].iloc[::-(-len(images) // 100)], []  # up to 100
     for path in looked_at:

@@ -8,9 +8,10 @@ import io
 import os
 import posixpath
 import re
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,8 @@ _COLUMNS = {  # spelled without case and punctuation, as common tools and sets n
              "imageindex", "stem"),
     "class": ("class", "label", "classname", "labelname", "grade", "finding", "findinglabels", "category",
               "diagnosis"),
-    "patient": ("patient", "patientid", "group", "case", "caseid", "subject", "subjectid"),
+    "patient": ("patient", "patientid", "patientno", "patientnumber", "pid", "group", "case", "caseid",
+                "subject", "subjectid"),
     "split": ("split", "subset")}
 
 
@@ -106,7 +108,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     images.attrs = {"root": str(root), "table": str(found and os.path.expanduser(found)), "depth": depth,
                     "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist())}
     _tell_patients(images, patient_pattern, graded)
-    if flat:
+    if flat and not images["class"].any():  # else a table knows the classes, but not of every image
         alone = next(part for part in root.resolve().parts[::-1] if part != "images")
         images["class"] = images["class"].replace("", names.canonical_class(alone, graded))
     empty, full, parts = {}, set(zip(splits, tops, strict=True)), {""}
@@ -174,8 +176,8 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     """Return at which depth splits or known classes stand, below folders that hold nothing else; or 0."""
     def known(depth: int) -> set[str]:
         found = {part[depth] for part in folders if len(part) > depth}
-        named = {names.canonical_split(name) or names.canonical_class(name) for name in found}
-        return named & {*names.SPLITS, *names.KNOWN}
+        named = names.canonical_classes(found).items()
+        return {names.canonical_split(name) or label for name, label in named} & {*names.SPLITS, *names.KNOWN}
 
     for depth in range(min(map(len, folders))):
         if len({part[depth] for part in folders}) > 1 or (known(depth) and len(known(depth + 1)) < 2):
@@ -257,13 +259,18 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
                            dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
         raise ValueError(f"{path}: expected a CSV table in UTF-8 ({' '.join(str(error).split())})") from error
-    columns = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(read.columns)}
-    chosen = {kind: next((columns[name] for name in aliases if name in columns), None)
+    called = defaultdict[str, list[str]](list)
+    for column in read.columns:
+        called[re.sub(r"[^a-z]", "", str(column).lower())].append(column)
+    chosen = {kind: next((called[name] for name in aliases if name in called), [])
               for kind, aliases in _COLUMNS.items()}
-    if chosen["file"] is None:
+    for kind, found in chosen.items():
+        if len(found) > 1:
+            raise ValueError(f"{path}: the columns {', '.join(found)} may all be the {kind}; keep one")
+    if not chosen["file"]:
         raise ValueError(f"{path}: no column for the image among {lines[first].strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
-    rows = pd.DataFrame({kind: read[name] if name else "" for kind, name in chosen.items()}, read.index)
+    rows = pd.DataFrame({kind: read[found[0]] if found else "" for kind, found in chosen.items()}, read.index)
     rows = rows.fillna("").apply(lambda cells: cells.str.strip())
     rows = rows.replace({"(?i)^(na|nan)$": "", f"^'{FORMULA}": r"\1", r"^(\d+)\.0+$": r"\1"}, regex=True)
     rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
@@ -271,6 +278,7 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
     rows["class"] = rows["class"].map(names.canonical_classes(rows["class"], graded))
     rows["split"] = rows["split"].map(names.canonical_split)
+    rows.attrs["columns"] = ", ".join(f"{kind}: {[*found, 'no column'][0]}" for kind, found in chosen.items())
     return rows
 
 
@@ -301,11 +309,12 @@ def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -
     rows = read_table(table, graded or (bool(labels) and labels <= set(names.GRADES)))
     called = defaultdict[str, list[str]](list)  # images by their name with and without suffix
     for image in images.index:
-        for name in {posixpath.basename(image), without_suffix(posixpath.basename(image))}:
+        last = unicodedata.normalize("NFC", posixpath.basename(image))
+        for name in {last, without_suffix(last)}:
             called[name].append(image)
     found = []
     for line, file in rows["file"].items():
-        last = posixpath.basename(file)
+        last = unicodedata.normalize("NFC", posixpath.basename(file))
         alike = ([image for image in called[name] if _folders_agree(image, file)]
                  for name in (last, without_suffix(last)))
         fits = [file] if file in images.index else next(filter(None, alike), [])
@@ -395,29 +404,3 @@ def image_hashes(images: Tensor) -> list[str]:
     radiographs.check_images(images)
     levels = ((images.detach().cpu() + 1) * 127.5).round().byte().numpy()
     return [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest() for image in levels]
-
-
-def check_manifest(manifest: Collection[str], train: Tensor, **held_out: Tensor) -> None:
-    """Demand that a generator has seen images of the training and nothing else.
-
-    Parameters
-    ----------
-    manifest : collection of str
-        `image_hashes` of what the generator was trained on.
-    train : torch.Tensor
-        (N, 1, H, W) the training images.
-    **held_out : torch.Tensor
-        Images of the other parts, by the name of the part, such as `test=images`.
-
-    Raises
-    ------
-    ValueError
-        If the manifest holds an image of another part, or one that is not of the training.
-    """
-    seen = set(manifest)
-    for part, images in held_out.items():
-        if leaked := len(seen.intersection(image_hashes(images))):
-            raise ValueError(f"{part}: the generator has seen {leaked} of its {len(images)} images; whatever "
-                             "is trained on what it makes knows them, too: train it on the training images")
-    if unknown := len(seen.difference(image_hashes(train))):
-        raise ValueError(f"manifest: {unknown} of {len(seen)} images are none of the training, in this size")

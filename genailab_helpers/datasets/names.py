@@ -20,8 +20,9 @@ _ALIASES = {  # spelled without case, spaces, hyphens and underscores
 _GRADE_ALIASES = {  # names that mean a grade only beside others of their kind
     alias: grade for number, (grade, name) in enumerate(zip(GRADES, GRADE_NAMES, strict=True))
     for alias in (str(number), name.lower(), f"{number}{name.lower()}")}
-_SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-                  "test": "test", "testing": "test"}
+_SPLIT_ALIASES = {alias + end: split for split, aliases in (
+    ("train", ("train", "training")), ("val", ("val", "valid", "validation")), ("test", ("test", "testing")))
+    for alias in aliases for end in ("", "set", "data")}
 _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>person\d+)_(?:bacteria|virus)_\d+",  # Kermany, pneumonia
     r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
@@ -81,7 +82,7 @@ def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, s
 
 def canonical_split(name: str) -> str:
     """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string."""
-    return _SPLIT_ALIASES.get(name.lower(), "")
+    return _SPLIT_ALIASES.get(re.sub(r"[\s_-]+", "", name).lower(), "")
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,14 @@ from tqdm import tqdm
 from genailab_helpers.checkpoints import holds_files, whole_file, whole_folder
 from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
-from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
+from genailab_helpers.datasets.names import (
+    KNOWN,
+    SPLITS,
+    canonical_class,
+    canonical_classes,
+    canonical_split,
+    sort_classes,
+)
 from genailab_helpers.datasets.privacy import kept_mark
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
 
@@ -150,24 +158,29 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
         If `output` is not empty, and `replace` is not set or the folder holds what no run has written.
     """
     _check_output(images, output, replace)
-    allowed = {canonical_class(name) for name in classes} if classes else {*KNOWN}
     folders = [name.split("/")[:-1] for name in images.index]
-    deeper = [next(filter(allowed.__contains__, map(canonical_class, inner)), "") for inner in folders]
+    named = canonical_classes({*(classes or ()), *chain(*folders), *images["class"]})  # one form of each name
+    allowed = {named[name] for name in classes} if classes else {*KNOWN}
+    deeper = [next(filter(allowed.__contains__, map(named.get, inner)), "") for inner in folders]
     above = [next(filter(None, map(canonical_split, inner)), "") for inner in folders]
-    every = images.assign(**{"class": images["class"].where(images["class"].isin(allowed), deeper),
+    own = images["class"].map(named)
+    every = images.assign(**{"class": own.where(own.isin(allowed), deeper),
                              "split": images["split"].where(images["split"] != "", above)})
     left_out: dict[str, list[str]] = {}
+    notes: list[str] = []
     if images.attrs["table_named"]:
-        every = _follow_table(every, index.match_table(images, images.attrs["table"]), left_out)
-    usable = every["class"].map(_is_class_name) & (every["class"].isin(allowed) | (not classes))
+        rows = index.match_table(images, images.attrs["table"])
+        notes = [f"Read from {Path(images.attrs['table']).name}: {rows.attrs['columns']}."]
+        every = _follow_table(every, rows, left_out)
+    usable = every["class"].map(_is_class_name).astype(bool) & (every["class"].isin(allowed) | (not classes))
     left_out["no known class in the path or the table"] = every.index[~usable].tolist()
-    root, placed, notes = Path(images.attrs["root"]), every[usable].copy(), []
-    left_out["not an image"] = [name for name in index.other_files(images) if "/." not in f"/{name}"
-                                and root / name != Path(images.attrs["table"])]
+    placed, left_out["not an image"] = every[usable].copy(), _other_files(images)
     if placed.empty:
-        raise ValueError(f"{root}: none of {len(images)} images has a known class; give names or a table")
+        held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
+        raise ValueError(f"{images.attrs['root']}: none of {len(images)} images has a known class by path "
+                         f"({held}) or table; name classes with --classes, or give a --table of classes")
     if 0 < (placed["split"] == "").sum() < len(placed):
-        notes = ["Some images lie in split folders and some do not: the splits were dropped."]
+        notes += ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""
     placed["file"] = _names_apart(_places(placed))
     return _write("organize", placed, output, _copy, dry_run, replace, left_out, notes)
@@ -217,7 +230,7 @@ def preprocess(images: pd.DataFrame, output: str | Path, img_size: int = 256,
     wanted = images.index.to_series().map(index.without_suffix) + ".png"
     make = partial(_resize, img_size=img_size, fit=fit, bits=images.attrs["bit_depth"].bits)
     return _write(f"preprocess to {img_size}x{img_size}, {fit}", images.assign(file=_names_apart(wanted)),
-                  output, make, dry_run, replace, {})
+                  output, make, dry_run, replace, {"not an image": _other_files(images)})
 
 
 def split(images: pd.DataFrame, output: str | Path, ratios: Sequence[float] = RATIOS, seed: int = 42,
@@ -422,9 +435,11 @@ def _tie(images: pd.DataFrame, near_duplicates: bool) -> tuple[list[str], list[s
     graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(images), len(images)))
     n_groups, component = connected_components(graph, directed=False)
     looked = f", pairs of near duplicates ({len(near)})" if near_duplicates else "; near ones not looked for"
-    unread = len(images) - len(kept)
+    unread, n_own = len(images) - len(kept), (images["known"] == "own").sum()
     notes = [*[f"{unread} images cannot be read: kept together by patient only."] * (unread > 0),
-             f"{len(images)} images of {images['patient'].nunique()} patients.",
+             f"{len(images)} images of {images['patient'].nunique()} patients"
+             + f"; of {n_own} images the patient is not known, each counts as one: give --patient-pattern or "
+               "--table" * bool(n_own) + ".",
              f"Kept together: images of a patient, equal images ({len(sights) - len(set(sights))}){looked}; "
              f"{n_groups} groups, the largest of {np.bincount(component).max()} images."]
     return images.index.to_series().groupby(component).transform("first").tolist(), notes
@@ -456,6 +471,10 @@ def _is_class_name(name: str) -> bool:
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
     """Keep the images that a table names, with the class that it gives; list the rows of no use."""
     absent = rows["file"][rows["image"] == ""]
+    if len(absent) == len(rows):
+        raise ValueError(f"{images.attrs['table']}: none of its {len(rows)} rows names an image below "
+                         f"{images.attrs['root']}, such as {images.index[0]}; is the first column that fits, "
+                         f"{rows.attrs['columns'].split(', ')[0]}, that of the files?")
     said = rows[rows["image"] != ""].drop_duplicates(["image", "class"])
     said = said[~said["image"].duplicated(keep=False)].set_index("image")["class"].reindex(images.index)
     left_out["table rows without their image"] = [f"line {line} ({file})" for line, file in absent.items()]
@@ -468,7 +487,15 @@ def _placed(images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     loose = images["class"] == ""
     if loose.all():
         raise ValueError(f"{images.attrs['root']}: no image lies in a class folder; organize it first")
-    return images[~loose].copy(), {"not in a class folder": images.index[loose].tolist()}
+    left_out = {"not in a class folder": images.index[loose].tolist(), "not an image": _other_files(images)}
+    return images[~loose].copy(), left_out
+
+
+def _other_files(images: pd.DataFrame) -> list[str]:
+    """Return the files that are no images, but for this project's own tables and hidden ones."""
+    ours = {index.TABLE, LABELS, Path(images.attrs["table"]).name}
+    return [name for name in index.other_files(images) if posixpath.basename(name) not in ours
+            and "/." not in f"/{name}"]
 
 
 def _places(images: pd.DataFrame) -> pd.Series:

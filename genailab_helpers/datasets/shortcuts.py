@@ -113,7 +113,7 @@ class ShortcutReport(NamedTuple):
                     "there is none.")
         worst = max((row for row in self.rows if row.flagged), key=lambda row: row.gain)
         give = "gives" if len(self.flagged) == 1 else "give"
-        return (f"Shortcut: {', '.join(self.flagged)} {give} the class away without any anatomy "
+        return (f"Shortcut: {', '.join(self.flagged)} {give} the class away and cannot show the disease "
                 f"({worst.name}: {worst.clearest}); a model trained on these images may learn that instead.")
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ def _not_looked_at(unread: int) -> str:
 
 
 def audit_shortcuts(images: pd.DataFrame, seed: int = 0) -> ShortcutReport:
-    """Ask what tells the classes apart without looking at the anatomy.
+    """Ask what tells the classes apart besides the disease.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def _standardised(features: np.ndarray) -> np.ndarray:
 
 
 def gaussian_kernel(features: np.ndarray) -> np.ndarray:
-    """Return exp(-d^2 / 2 m^2) with the median m of the distances d above 0; 0 where all images are alike."""
+    """Return exp(-d^2 / 2 m), m the median of the squared distances d^2 above 0; 0 where all are alike."""
     features = features - features.mean(0)  # smaller numbers lose fewer digits below
     lengths = (features**2).sum(1)
     squared = (lengths[:, None] + lengths - 2 * features @ features.T).clip(0)

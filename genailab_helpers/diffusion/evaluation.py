@@ -268,11 +268,11 @@ def evaluate(generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tenso
     Returns
     -------
     EvaluationTable
-        Rows: the generator; one half of the held-out images against the other; training images handed out
-        as if generated; the most ordinary generated image, repeated with noise of 0.01. Columns: Fréchet
-        distance, kernel distance, precision, recall, density, coverage (all in the frozen Lite0 space),
-        nearest-neighbour ratio, and `copied`, the share of images that are nearer to a training image than
-        `COPY_BOUND` times what is usual for a held-out image.
+        Sets, a column each where it is printed: the generator; one half of the held-out images against the
+        other; training images handed out as if generated; the most ordinary generated image, repeated with
+        noise of 0.01. Metrics: Fréchet distance, kernel distance, precision, recall, density, coverage (all
+        in the frozen Lite0 space), nearest-neighbour ratio, and `copied`, the share of images that are nearer
+        to a training image than `COPY_BOUND` times what is usual for a held-out image.
 
     Raises
     ------

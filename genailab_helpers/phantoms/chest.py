@@ -134,7 +134,7 @@ def sample_chests(n_samples: int, seed: int = 0,
         One of FINDINGS, or several, of which each chest gets one with equal chance, or with a chance in
         proportion to the numbers of a mapping.
     confounders : mapping, optional
-        How often a image carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
+        How often an image carries what does not belong to the patient: for a name in CONFOUNDERS a rate in
         [0, 1], or a mapping from finding to rate (0 for findings that are not named). Default: never.
 
     Returns
@@ -176,7 +176,7 @@ class Hospital(NamedTuple):
     finding : mapping of str to float
         How common each finding is, as `sample_chests` takes it.
     confounders : mapping of str to float
-        How often a image carries each confounder, whatever its finding.
+        How often an image carries each confounder, whatever its finding.
     shifts : mapping of str to float
         Added to fields of `ChestAnatomy`: another machine, another taste.
     """

@@ -299,7 +299,7 @@ def test_other_bad_input_is_one_line(folders: dict[str, Path], tmp_path: Path, r
     assert "holds the classes Normal, COVID, Tuberculosis; expected folders grade_0 to grade_4" in refuse(
         "grader", chests)
     assert "for grades there is `genailab train grader`" in refuse("classifier", graded)
-    assert "holds one class, Normal" in refuse("classifier", chests / "train" / "Normal")
+    assert "The images are of one class, Normal, in ." in refuse("classifier", chests / "train" / "Normal")
     assert "expected one of cross_entropy" in refuse("grader", graded, "--loss", "mse")
     assert "backbone='resnet': expected small_cnn" in refuse("grader", graded, "--backbone", "resnet")
 
@@ -312,7 +312,7 @@ def test_models_and_images_of_another_kind_are_one_line(
     broken.write_bytes(image.read_bytes()[:60])
     for says, *words in (
             ("holds no classifier", "grade", denoiser, image),
-            ("there is no such checkpoint", "grade", tmp_path / "absent.safetensors", image),
+            ("no model; expected a folder", "grade", tmp_path / "absent.safetensors", image),
             ("no safetensors file", "grade", image, image),
             ("b.png", "grade", runs["grader"], image, broken),
             ("this one is for `genailab classify`", "grade", runs["classifier"], image),

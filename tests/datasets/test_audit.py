@@ -13,7 +13,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from genailab_helpers.datasets import shortcuts
-from genailab_helpers.datasets.audit import CHECKS, SEVERITIES, AuditReport, audit_images
+from genailab_helpers.datasets.audit import (
+    CHECKS,
+    DOUBT,
+    SEVERITIES,
+    AuditReport,
+    audit_images,
+    label_probabilities,
+)
 from genailab_helpers.datasets.index import index_images
 from genailab_helpers.datasets.privacy import identifies, mark_synthetic, names_somebody
 from genailab_helpers.phantoms.chest import FINDINGS, render_chests, sample_chests
@@ -354,3 +361,30 @@ def test_real_sets(real_data, quick):
 def test_names_in_real_sets_are_nobodys(real_data):
     for path in real_data.rglob("*.*g"):
         assert not names_somebody(path.relative_to(real_data).as_posix())
+
+
+def test_a_label_is_judged_by_a_model_that_knows_no_image_of_its_patient():
+    """Images of a patient are alike: a model that had seen one would believe the wrong label of the other."""
+    rng = np.random.default_rng(0)
+    patients = np.arange(120).repeat(2)
+    truth = (np.arange(120) % 3).repeat(2)
+    features = 0.15 * (rng.normal(0, 1, (120, 400)).repeat(2, axis=0) + 8 * np.eye(3, 400)[truth])
+    wrong = np.isin(patients, (5, 40, 77, 101))
+    labels = np.where(wrong, (truth + 1) % 3, truth)
+    found = label_probabilities(features, labels, patients)
+    np.testing.assert_allclose(found.sum(1), 1)
+    own = found[np.arange(240), labels]
+    assert own[wrong].max() < DOUBT < own[~wrong].min()  # with folds by image: up to 0.55
+    assert (found.argmax(1) == truth).all()
+    # one temperature for all: as sure as the given labels allow
+    assert abs(found.max(1).mean() - (found.argmax(1) == labels).mean()) < 0.03
+    np.testing.assert_allclose(found[0], found[1])
+
+
+def test_labels_are_not_doubted_where_there_are_few_patients(tmp_path, quick):
+    for label in ("Normal", "COVID"):
+        for number, image in enumerate(render_chests(sample_chests(16, 5, label), 64).images):
+            save(levels(image), tmp_path / label / f"patient{number % 4}_{number}.png")
+    report = audit_images(index_images(tmp_path, patient_pattern=r"patient\d"))
+    assert any("fewer than two classes have 15 images of 5 patients" in found.message
+               for found in report.findings)

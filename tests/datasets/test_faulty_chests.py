@@ -41,7 +41,7 @@ def test_the_recorded_command_makes_the_folder_again_and_it_is_small(tmp_path):
             assert path.read_bytes() == again[name].read_bytes(), name
 
 
-def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files():
+def test_the_audit_finds_every_planted_fault_and_names_its_files():
     images = index_images(FOLDER)
     assert set(images["class"]) == {"Normal", "Pneumonia", "COVID", "unsorted"}
     assert set(images["split"]) == {"train", "val", "test"}
@@ -49,8 +49,5 @@ def test_the_audit_finds_every_planted_fault_but_one_and_names_its_files():
     report = audit_images(images)
     for finding in report.findings:
         found.setdefault(finding.check, set()).update(finding.files)
-    # too few images for a classifier that could doubt a label, and the report says so; the lesson looks
-    assert set(PLANTED) - set(found) == {"likely mislabelled"}
-    assert any("Wrong labels" in finding.message for finding in report.findings)
-    for check in set(PLANTED) - {"likely mislabelled", "shortcut"}:
+    for check in set(PLANTED) - {"shortcut"}:
         assert set(PLANTED[check]) <= found[check], check

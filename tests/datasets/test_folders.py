@@ -98,7 +98,7 @@ def test_a_bad_image_stops_or_is_left_out(tmp_path, put, decoded):
     table = index_images(put(tmp_path / "set", "a.png", "b.png", "c.png", "d.png", side=40))
     bad = tmp_path / "set" / "b.png"
     bad.write_bytes(bad.read_bytes()[:300])
-    advice = r'b\.png: damaged .*; on_unreadable="skip" leaves such images out$'
+    advice = r"b\.png: damaged .*; move it out \(`genailab data verify` lists all that cannot be read\)$"
     for use in (read_images, RadiographFolder):
         with pytest.raises(UnreadableRadiographError, match=advice) as caught:
             use(table, 32)

@@ -1,0 +1,122 @@
+"""Folders as people have them: what would be wrong in silence is right, or said."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from genailab_helpers.commands import main
+from genailab_helpers.datasets.audit import audit_images
+from genailab_helpers.datasets.index import index_images, read_table
+from genailab_helpers.datasets.preparation import organize, preprocess, split
+
+
+def draw(*files: Path, colour: bool = False) -> None:
+    """Write a small image of noise at each path."""
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 48, 3 if colour else 1), dtype=np.uint8)
+        Image.fromarray(pixels.squeeze()).save(file)
+
+
+def table(place: Path, /, **columns: list[str]) -> Path:
+    pd.DataFrame(columns).to_csv(place, index=False)
+    return place
+
+
+def test_a_table_that_names_no_image_is_refused_in_one_line(tmp_path):
+    draw(tmp_path / "in/a.png")
+    wrong = table(tmp_path / "wrong.csv", file=["x.png", "y.png"], label=["Normal", "COVID"])
+    with pytest.raises(ValueError, match=r"none of its 2 rows names an image below .*a\.png.*file: file"):
+        organize(index_images(tmp_path / "in", wrong), tmp_path / "out")
+
+
+def test_a_name_is_the_same_in_both_unicode_forms(tmp_path):
+    draw(tmp_path / "in/Mu\u0308ller.png", tmp_path / "in/other.png")  # as macOS decomposes it
+    listed = table(tmp_path / "t.csv", file=["M\u00fcller.png", "other"], label=["Normal", "COVID"])
+    done = organize(index_images(tmp_path / "in", listed), tmp_path / "out")
+    assert done.counts == {("Normal", ""): 1, ("COVID", ""): 1}
+    assert "Read from t.csv: file: file, class: label, patient: no column, split: no column." in done.notes
+
+
+def test_images_without_a_label_are_no_class_of_their_own(tmp_path):
+    draw(*(tmp_path / f"films/{n}.png" for n in range(5)))
+    listed = table(tmp_path / "t.csv", file=["0", "1", "2", "3"], label=["Benign", "Benign", "Malignant", ""])
+    images = index_images(tmp_path / "films", listed)
+    assert images["class"].tolist() == ["Benign", "Benign", "Malignant", "", ""]
+    done = split(images, tmp_path / "out", near_duplicates=False)
+    assert done.left_out["not in a class folder"] == ["3.png", "4.png"]
+
+
+@pytest.mark.parametrize("number", ["0", "3"])
+def test_grades_are_found_below_folders_that_hold_nothing_else(tmp_path, number):
+    draw(*(tmp_path / f"archive/knees/{grade}/{n}.png" for grade in range(5) for n in range(2)))
+    images = index_images(tmp_path)
+    assert images["class"].loc[f"archive/knees/{number}/1.png"] == f"grade_{number}"
+
+
+def test_one_class_is_said_with_the_folders_that_may_be_meant(tmp_path):
+    draw(*(tmp_path / f"archive/sets/{name}/{n}.png" for name in ("Benign", "Malignant") for n in range(2)))
+    [said] = [found.message for found in audit_images(index_images(tmp_path)).findings
+              if found.check == "one class"]
+    assert said == ("The images are of one class, archive, in archive/sets/Benign, archive/sets/Malignant.")
+
+
+@pytest.mark.parametrize(("train", "test"), [("training_set", "test_set"), ("Train-Data", "TEST data")])
+def test_common_names_of_splits_are_no_classes(tmp_path, train, test):
+    draw(*(tmp_path / part / name / "1.png" for part in (train, test) for name in ("Benign", "Malignant")))
+    images = index_images(tmp_path)
+    assert (sorted(set(images["split"])), images.attrs["classes"]) == (["test", "train"],
+                                                                        ["Benign", "Malignant"])
+
+
+def test_columns_of_one_meaning_are_refused_and_patients_found(tmp_path):
+    two = table(tmp_path / "two.csv", file=["a"], grade1=["0"], grade2=["1"])
+    with pytest.raises(ValueError, match="the columns grade1, grade2 may all be the class; keep one"):
+        read_table(two)
+    one = table(tmp_path / "one.csv", file=["a"], PatientNo=["7"])
+    assert read_table(one)["patient"].tolist() == ["7"]
+
+
+def test_files_that_are_no_images_are_named_by_every_step(tmp_path):
+    draw(*(tmp_path / f"in/{name}/{n}.png" for name in ("Normal", "COVID") for n in range(2)))
+    Image.new("L", (48, 48)).save(tmp_path / "in/COVID/moving.gif")
+    (tmp_path / "in/more.zip").write_bytes(b"PK")
+    images = index_images(tmp_path / "in")
+    for step in (organize, preprocess, split):
+        done = step(images, tmp_path / step.__name__)
+        assert done.left_out["not an image"] == ["COVID/moving.gif", "more.zip"], step
+    [found] = [found for found in audit_images(images).findings if found.check == "other files"]
+    assert set(found.files) == {"COVID/moving.gif", "more.zip"}
+
+
+def test_photographs_are_an_error_of_the_audit(tmp_path):
+    draw(*(tmp_path / name / f"{n}.png" for name in ("Normal", "COVID") for n in range(4)), colour=True)
+    assert "in colour" in {found.check for found in audit_images(index_images(tmp_path)).findings}
+
+
+def test_unknown_patients_are_counted_as_such(tmp_path):
+    draw(*(tmp_path / f"in/{name}/{n}.png" for name in ("Normal", "COVID") for n in range(3)))
+    done = split(index_images(tmp_path / "in"), tmp_path / "out", near_duplicates=False)
+    assert any("of 6 images the patient is not known" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("words", [("classify", "IMAGE", "M"), ("segment", "FOLDER"), ("sample", "IMAGE")])
+def test_a_wrong_order_is_told(tmp_path, capsys, words):
+    draw(tmp_path / "films/a.png")
+    places = {"IMAGE": str(tmp_path / "films/a.png"), "FOLDER": str(tmp_path / "films"), "M": "m"}
+    with pytest.raises(SystemExit) as ended:
+        main([places.get(word, word) for word in words] + ["--output", str(tmp_path / "out")] * (
+            words[0] != "classify"))
+    assert ended.value.code == 2
+    assert "no model; expected a folder that `genailab train` wrote" in capsys.readouterr().err
+
+
+def test_classes_asked_for_are_those_of_another_case(tmp_path):
+    draw(*(tmp_path / f"in/archive/{name}/{n}.png" for name in ("Benign", "Malignant") for n in range(2)))
+    done = organize(index_images(tmp_path / "in"), tmp_path / "out", ["benign", "MALIGNANT"])
+    assert sum(done.counts.values()) == 4
+    with pytest.raises(ValueError, match=r"has a known class by path \(Benign, Malignant, archive\)"):
+        organize(index_images(tmp_path / "in"), tmp_path / "other")

@@ -44,7 +44,7 @@ _SPLIT = "split again: `genailab data split` keeps copies together"
 CHECKS = {  # how grave what is found is, and what to do about it
     "missing class": ("error", "add images of it, or train without it and say so"),
     "empty class": ("error", "fill the folder or delete it"),
-    "one class": ("warning", "name the folder that holds the class folders"),
+    "one class": ("warning", "if these folders are classes, name the folder that holds them"),
     "in colour": ("error", "these are no radiographs: move them out"),
     "extra class": ("warning", "rename it to one of the expected classes, or move it out"),
     "outside classes": ("error", "move them into a class folder, or out of the data set"),

@@ -313,7 +313,7 @@ def test_models_and_images_of_another_kind_are_one_line(
     for says, *words in (
             ("holds no classifier", "grade", denoiser, image),
             ("no model; expected a folder", "grade", tmp_path / "absent.safetensors", image),
-            ("no safetensors file", "grade", image, image),
+            ("no model; expected a folder", "grade", image, image),
             ("b.png", "grade", runs["grader"], image, broken),
             ("this one is for `genailab classify`", "grade", runs["classifier"], image),
             ("holds a model of the classes Normal, COVID, Tuberculosis", "grade", runs["classifier"], image),

@@ -255,6 +255,22 @@ def test_known_pixels_are_held_under_the_noise_of_each_level():
     assert held == pytest.approx(karras_sigmas(3)[:-1].tolist(), rel=0.05)
 
 
+def test_a_level_that_is_repeated_has_its_noise_again():
+    asked = []
+
+    class Blank(Known):
+        image_shape = (1, 4, 4)
+
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            asked.append((x.std().item(), sigma.max().item()))
+            return torch.zeros_like(x)  # so that x is noise and nothing else
+
+    inpaint(Blank(), torch.zeros(2000, 1, 4, 4), torch.zeros(4, dtype=torch.bool), n_steps=4, n_repeats=3)
+    spreads, levels = zip(*asked, strict=True)
+    assert len(levels) == 12
+    assert spreads == pytest.approx(levels, rel=0.02)
+
+
 @pytest.mark.parametrize("grey", [-3.0, 3.0])
 def test_what_is_beyond_black_and_white_is_cut_off(grey):
     class Certain(Known):
@@ -308,3 +324,8 @@ def test_a_real_denoiser_samples_what_it_was_fitted_to():
 def test_labels_that_do_not_fit_are_refused(denoiser, labels):
     with pytest.raises(ValueError, match=rf"got \{labels} for 3 images .*num_classes={denoiser.num_classes}"):
         sample_heun(denoiser, 3, labels=torch.tensor(labels))
+
+
+def test_a_model_without_classes_takes_no_label():
+    with pytest.raises(ValueError, match="num_classes=None"):
+        sample_heun(Gaussian(), 3, labels=torch.zeros(3, dtype=torch.long))

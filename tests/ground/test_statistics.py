@@ -14,6 +14,7 @@ from genailab_helpers.statistics import Interval, bootstrap_interval, grouped_fo
     (Interval(0.5, 0.5, 0.5, 9), "0.500 [0.500, 0.500], n = 9"),
     (Interval(0.97261, 0.97012, 0.97499, 9000), "0.9726 [0.9701, 0.9750], n = 9000"),
     (Interval(0.5, 0.4999, 0.5001, 40), "0.50000 [0.49990, 0.50010], n = 40"),
+    (Interval(0.5, 0.49999998, 0.50000002, 40), "0.500000 [0.500000, 0.500000], n = 40"),  # six at most
     (Interval(1e-17, -1e-17, 2e-17, 40), "0.000 [0.000, 0.000], n = 40"),  # rounding errors
 ])
 def test_an_interval_reads_well(interval, text):

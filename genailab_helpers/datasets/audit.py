@@ -34,7 +34,7 @@ from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, cano
 from genailab_helpers.datasets.privacy import find_traces, identifies, person_columns, shows_lateral
 from genailab_helpers.features import lite0_features, local_contrast, probe_features
 from genailab_helpers.radiographs import UnreadableRadiographError, inspect_radiograph, read_radiograph
-from genailab_helpers.statistics import class_mean, grouped_folds
+from genailab_helpers.statistics import class_mean
 
 SEVERITIES = {"error": "make results wrong, or tell who somebody is", "warning": "look at these",
               "note": "good to know"}
@@ -431,10 +431,9 @@ def label_probabilities(features: np.ndarray, labels: np.ndarray, patients: np.n
     Chuang, JAIR 70, 2021). The penalty is so strong that the model does not bend to single wrong labels.
     """
     found = np.zeros((len(labels), labels.max() + 1))
-    for repeat in range(3):
-        for train, test in grouped_folds(patients, 5, repeat, labels):
-            model = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
-            found[np.ix_(test, model.classes_)] += model.predict_proba(features[test]) / 3
+    for train, test in shortcuts.folds_by_patient(patients, labels=labels):
+        model = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
+        found[np.ix_(test, model.classes_)] += model.predict_proba(features[test]) / 3
     logs, own = np.log(found.clip(1e-12)), (np.arange(len(labels)), labels)
     scale = minimize_scalar(lambda scale: -log_softmax(scale * logs, axis=1)[own].mean(), bounds=(0.1, 10))
     return softmax(scale.x * logs, axis=1)

@@ -326,9 +326,10 @@ def gaussian_kernel(features: np.ndarray) -> np.ndarray:
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
-def folds_by_patient(patients: np.ndarray, seed: int = 0) -> Folds:
-    """Return three times five folds, training and test rows, with no patient on both sides."""
-    return [fold for repeat in range(_REPEATS) for fold in grouped_folds(patients, _FOLDS, seed + repeat)]
+def folds_by_patient(patients: np.ndarray, seed: int = 0, labels: np.ndarray | None = None) -> Folds:
+    """Return three times five folds, training and test rows, as `statistics.grouped_folds` makes them."""
+    return [fold for repeat in range(_REPEATS)
+            for fold in grouped_folds(patients, _FOLDS, seed + repeat, labels)]
 
 
 def votes(kernel: np.ndarray, codes: np.ndarray, folds: Folds, ridge: float) -> np.ndarray:

@@ -13,8 +13,9 @@ import os
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +91,22 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_cached(path: str | Path) -> bytes | None:
+    """Return what `write_cached` wrote; None where the file is absent or its checksum is another."""
+    with suppress(OSError):  # the cache may be emptied at any moment
+        content = Path(path).read_bytes()
+        if zlib.crc32(content[:-4]).to_bytes(4, "little") == content[-4:]:
+            return content[:-4]
+    return None
+
+
+def write_cached(path: str | Path, content: bytes) -> None:
+    """Write a file of the cache, for its owner alone, with a checksum at its end."""
+    with whole_file(path, sync=False) as temporary:
+        temporary.chmod(0o600)
+        temporary.write_bytes(content + zlib.crc32(content).to_bytes(4, "little"))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ measured with the same yardstick. Its weights come with a package; nothing is do
 """
 
 import hashlib
-import zlib
 from functools import cache as remember
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from genailab_helpers.checkpoints import cache_folder, whole_file
+from genailab_helpers.checkpoints import cache_folder, read_cached, write_cached
 from genailab_helpers.radiographs import check_images
 
 N_FEATURES = 1280
@@ -59,10 +58,11 @@ def lite0_features(images: torch.Tensor, side: int = 128) -> np.ndarray:
     of sets, not copies.
     """
     check_images(images)
-    folder, features = cache_folder("features") / f"{_NETWORK}-{side}", np.empty((len(images), N_FEATURES))
+    folder = cache_folder("features") / f"{_NETWORK}-{side}"
     files = [folder / f"{hashlib.sha1(repr(image.shape).encode() + image.tobytes()).hexdigest()}.f4"
              for image in images.numpy(force=True)]
-    missing = [i for i, file in enumerate(files) if not _read(file, features[i])]
+    known = [read_cached(file) or b"" for file in files]
+    missing = [i for i, vector in enumerate(known) if not vector]
     for start in range(0, len(missing), 32):
         rows = missing[start:start + 32]
         network = lite0_network(str(images.device))
@@ -71,12 +71,10 @@ def lite0_features(images: torch.Tensor, side: int = 128) -> np.ndarray:
             batch = ((batch.clamp(-1, 1) + 1) / 2 - 0.45) / 0.225
             batch = batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             maps = network.extract_features(batch)
-        features[rows] = maps.mean((2, 3)).double().cpu().numpy()
-        for row in rows:
-            content = features[row].astype("<f4").tobytes()  # float32 is what it was
-            with whole_file(files[row], sync=False) as path:
-                path.write_bytes(content + zlib.crc32(content).to_bytes(4, "little"))
-    return features
+        for row, vector in zip(rows, maps.mean((2, 3)).cpu().numpy(), strict=True):
+            known[row] = vector.astype("<f4").tobytes()
+            write_cached(files[row], known[row])
+    return np.stack([np.frombuffer(vector, "<f4") for vector in known]).astype(float)
 
 
 def probe_features(images: torch.Tensor) -> np.ndarray:
@@ -130,15 +128,6 @@ def local_contrast(images: torch.Tensor) -> torch.Tensor:
     detail = films - gaussian_filter(films, (0, sigma, sigma))
     spread = np.sqrt(gaussian_filter(detail**2, (0, 2 * sigma, 2 * sigma)) + 1e-3)  # empty regions stay quiet
     return torch.from_numpy((detail / spread / 3).clip(-1, 1))[:, None].to(images)
-
-
-def _read(file: Path, into: np.ndarray) -> bool:
-    """Fill `into` from a cache file; say whether that went well."""
-    content = file.read_bytes() if file.is_file() else b""
-    vector, checksum = content[:4 * N_FEATURES], content[4 * N_FEATURES:]
-    if whole := zlib.crc32(vector).to_bytes(4, "little") == checksum:
-        into[:] = np.frombuffer(vector, "<f4")
-    return whole
 
 
 @remember

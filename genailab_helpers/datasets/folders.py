@@ -4,13 +4,10 @@ The pixels of an image lie in a file of their own under `checkpoints.cache_folde
 all of it can be deleted at any time (`genailab data cache --clear`).
 """
 
-import errno
 import hashlib
 import os
 import posixpath
-import shutil
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from genailab_helpers import radiographs
-from genailab_helpers.checkpoints import cache_folder, whole_file
+from genailab_helpers.checkpoints import cache_folder, read_cached, write_cached
 from genailab_helpers.datasets.index import file_state, index_images, threaded, torn_patients
 from genailab_helpers.datasets.names import GRADES, SPLITS
 from genailab_helpers.radiographs import UnreadableRadiographError, check_img_size, read_radiograph
@@ -164,12 +161,9 @@ class _Pixels:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of one image, uint8 `(img_size, img_size)`."""
-        with suppress(OSError):  # the cache was emptied meanwhile
-            content = np.fromfile(self._file(index), np.uint8)
-            levels = content[:-4]
-            if len(levels) == self.img_size**2 and _checksum(levels) == content[-4:].tobytes():
-                return levels.reshape(self.img_size, self.img_size)
-        return self._decode(index)
+        content = read_cached(self._file(index))
+        levels = np.frombuffer(bytearray(content), np.uint8) if content else self._decode(index)
+        return levels.reshape(self.img_size, self.img_size)
 
     def _file(self, index: int) -> str:
         return f"{self.folder}/{self.keys[index].decode()}.u8"
@@ -177,19 +171,12 @@ class _Pixels:
     def _decode(self, index: int) -> np.ndarray:
         image = read_radiograph(self.paths[index], self.img_size, self.bit_depth or 16)
         levels = image[0].add(1).div(2).mul(255).round().to(torch.uint8).numpy()
-        with whole_file(self._file(index), sync=False) as path:
-            path.chmod(0o600)
-            path.write_bytes(levels.tobytes() + _checksum(levels))
+        write_cached(self._file(index), levels.tobytes())
         return levels
 
     def _decode_missing(self, on_unreadable: OnUnreadable) -> dict[int, UnreadableRadiographError]:
         """Decode what was never written, in several threads; return the errors of those that cannot be."""
         missing = [i for i in range(len(self.keys)) if not os.path.exists(self._file(i))]
-        size, free = len(missing) * self.img_size**2, shutil.disk_usage(self.folder).free
-        if size > free:
-            reason = (f"no room to write {len(missing):,} decoded images: {size / 1e6:,.0f} MB, "
-                      f"{free / 1e6:,.0f} free. Free some, or set GENAILAB_CACHE to a folder on another disk")
-            raise OSError(errno.ENOSPC, reason, str(self.folder))
 
         def error_of(index: int) -> UnreadableRadiographError | None:
             try:
@@ -206,10 +193,6 @@ class _Pixels:
             working = zip(missing, threaded(error_of, missing), strict=True)
             bar = tqdm(working, "reading", len(missing), unit="image", delay=5, leave=False, disable=None)
             return {index: error for index, error in bar if error}
-
-
-def _checksum(levels: np.ndarray) -> bytes:
-    return zlib.crc32(levels.data).to_bytes(4, "little")
 
 
 def _named(things: Sequence[object], between: str = ", ") -> str:

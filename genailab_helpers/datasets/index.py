@@ -22,7 +22,7 @@ import PIL
 from torch import Tensor
 
 from genailab_helpers import radiographs
-from genailab_helpers.checkpoints import cache_folder, whole_file
+from genailab_helpers.checkpoints import cache_folder, read_cached, write_cached
 from genailab_helpers.datasets import names
 
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
@@ -352,13 +352,12 @@ class BitDepth:
         """The number of bits; a set seen before is not read again."""
         states = "".join(file_state(path, path) for path in self.paths)
         note = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
-        known = note.read_text(errors="replace") if note.is_file() else ""
-        if known not in map(str, (0, *radiographs.BIT_DEPTHS)):  # not seen before, or damaged
+        known = read_cached(note)
+        if known is None:  # not seen before, or damaged
             with warnings.catch_warnings(action="ignore"):
                 brightest = max(threaded(radiographs.brightest_undeclared, self.paths), default=0.0)
-            known = str(radiographs.smallest_bit_depth(brightest) if brightest else 0)
-            with whole_file(note, sync=False) as path:
-                path.write_text(known)
+            known = b"%d" % (radiographs.smallest_bit_depth(brightest) if brightest else 0)
+            write_cached(note, known)
         return int(known) or None
 
 

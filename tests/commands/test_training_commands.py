@@ -167,15 +167,15 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab) -> No
     assert re.search(r"^2-pixel frame .* YES$", said, re.MULTILINE)
     verdict = " ".join(said.split("HEADLINE: ")[1].split())
     assert "Shortcut: 2-pixel frame" in verdict
-    assert "SO A GOOD SCORE DOES NOT SHOW THAT THE MODEL SEES THE DISEASE" in verdict
+    assert "A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE" in verdict
     frame = re.search(r"^2-pixel frame +\S+ \[\S+ \S+ +(\S+)", said, re.MULTILINE)
-    alone = re.search(r"tiny model reaches balanced accuracy (\S+) \(chance 0\.333\)", verdict)
+    alone = re.search(r"balanced accuracy ([\d.]+), chance 0\.333\)", verdict)
     assert frame
     assert alone
     assert float(alone[1]) >= float(frame[1]) > 0.9
     card = (tmp_path / "run" / "model_card.md").read_text()
     headline = next(line for line in card.splitlines() if line.startswith("**balanced accuracy on test"))
-    assert "SO A GOOD SCORE DOES NOT SHOW" in headline
+    assert "A GOOD SCORE DOES NOT SHOW" in headline
 
 
 @pytest.mark.parametrize(("kind", "n_images", "says"), [

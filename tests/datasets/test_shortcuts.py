@@ -61,7 +61,7 @@ def test_size_tied_to_a_class_is_flagged_named_and_drawn(tmp_path: Path) -> None
     assert row.effect == 0.5
     assert row.chance == pytest.approx(30 / 45)
     assert row.p == pytest.approx(1 / (shortcuts.N_PERMUTATIONS + 1))
-    assert "(file properties: Normal or not, accuracy 1.000, chance 0.667)" in report.verdict
+    assert "(file properties: balanced accuracy 1.000, chance 0.500)" in report.verdict
     assert "YES" in str(report)
     figure = shortcut_figure(report)
     axes = figure.axes[0]
@@ -104,7 +104,7 @@ def test_each_row_sees_its_part_of_the_image_alone(tmp_path: Path, depth: int, s
     (0.0002, 0.3, False, False)])
 def test_a_flag_needs_a_small_p_and_an_effect_of_five_points(p, effect, clue, flagged) -> None:
     score = Interval(0.5 + effect, 0.5, 0.6, 2000)
-    row = shortcuts.ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect, 0.2, "COVID")
+    row = shortcuts.ShortcutRow("four corners", score, 0.5 + effect, 0.5, p, clue, effect)
     report = shortcuts.ShortcutReport((row,), ("Normal", "COVID"), 2000, 0, 0)
     assert row.flagged == flagged
     assert report.flagged == ["four corners"] * flagged

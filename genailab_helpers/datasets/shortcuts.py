@@ -105,9 +105,10 @@ class ShortcutReport(NamedTuple):
             return ("No shortcut found in file properties, frame or corners; that does not prove that "
                     "there is none.")
         worst = max((row for row in self.rows if row.flagged), key=lambda row: row.effect)
+        chance = worst.balanced - worst.effect
         return (f"Shortcut: {', '.join(self.flagged)} tell the class and cannot show the disease "
-                f"({worst.name}: balanced accuracy {worst.balanced:.3f}, chance {1 / len(self.classes):.3f}). "
-                "A model may learn that instead: A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE.")
+                f"({worst.name}: balanced accuracy {worst.balanced:.3f}, chance {chance:.3f}). A model may "
+                "learn that instead: A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE.")
 
     def __str__(self) -> str:
         lines = [f"{', '.join(self.classes)}: {self.n_images} images of {self.rows[0].score.n} patients"

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from genailab_helpers.commands import main
@@ -93,3 +94,27 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("GENAILAB_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def save_dicom() -> Callable[..., Path]:
+    """Give the function that writes a radiograph as DICOM, with other tags where they are named."""
+    pydicom = pytest.importorskip("pydicom", reason='DICOM tests need pip install "genailab-helpers[dicom]"')
+
+    def save(path: Path, pixels: np.ndarray | None, **tags: object) -> Path:
+        data = pydicom.Dataset()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = tags.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
+        data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.2.3"
+        data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
+        if pixels is not None:
+            data.Rows, data.Columns = pixels.shape[:2]
+            data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
+            data.PixelRepresentation, data.PixelData = int(pixels.dtype.kind == "i"), pixels.tobytes()
+        for name, value in tags.items():
+            data.add_new(name, pydicom.datadict.dictionary_VR(name).replace("US or SS", "SS"), value)
+        data.HighBit = 11 if tags.get("BitsStored") else data.get("BitsAllocated", 8) - 1
+        data.save_as(path, enforce_file_format=True)
+        return path
+
+    return save

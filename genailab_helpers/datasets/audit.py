@@ -76,7 +76,7 @@ CHECKS = {  # how grave what is found is, and what to do about it
     "likely mislabelled": ("warning", "show them to somebody who reads radiographs; change no label unseen"),
     "personal data": ("error", "remove the field, column or name before anybody else gets the files"),
     "free text": ("warning", "read it, and remove it if it tells who somebody is"),
-    "patient numbers": ("warning", "no hospital numbers? They keep nobody together: write them into a table"),
+    "patient numbers": ("warning", "no hospital numbers? Replace them before anybody else gets the files"),
     "synthetic": ("warning", "keep them apart from images of patients, and call no result on them real"),
     "not checked": ("note", "keep in mind what nobody looked at"),
 }
@@ -213,7 +213,8 @@ def _of(check: str, files: Collection[str], text: str, thing: str = "image") -> 
 
 def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Found]:
     empty, labels = images.attrs["empty"], set(images["class"]) - {""}
-    known = {*map(canonical_class, classes or KNOWN)}
+    held_as = {label.casefold(): label for label in labels}
+    known = {held_as.get(name.casefold(), name) for name in map(canonical_class, classes or KNOWN)}
     expected = known if classes else known.intersection(images.attrs["classes"]) or labels
     held = {*zip(images["split"], images["class"], strict=True), *empty.values()}
     splits = sorted({*images.attrs["splits"], *images["split"]} - {""}) or [""]

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from genailab_helpers.datasets import names
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
+_NO_DICOM = radiographs.RADIOGRAPH_SUFFIXES[:-3]
 _READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 _COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
     "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
@@ -69,8 +71,9 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
           the image lies beside class folders;
         - `split`: "train", "val", "test" or "";
         - `patient`: whom it shows;
-        - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), or not at
-          all ("own": the image counts as a patient of its own, named by its path without suffix).
+        - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), "DICOM
+          header" (a hash of PatientID, where the files have several), or not at all ("own": the image counts
+          as a patient of its own, named by its path without suffix).
 
         `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
         a folder), `empty` (split and class of each class folder without an image), `depth` (folders around
@@ -186,10 +189,14 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> None:
-    """Say of each image whose it is: by the pattern, else the table, else its name, else its own."""
+    """Say of each image whose it is: by the pattern, else the table, its name, its header, else its own."""
     files = images.index.map(posixpath.basename)
     images["patient"] = files.map(names.known_patient)
     images["known"] = images["patient"].ne("").map({True: "file name", False: "own"})
+    told = images["path"][(images["patient"] == "") & ~images["path"].str.lower().str.endswith(_NO_DICOM)]
+    told = told.map(_hash_of_patient).loc[lambda said: said != ""]
+    if told.nunique() > 1:  # else it is that of an anonymiser, who has given one to all
+        images.loc[told.index, "patient"], images.loc[told.index, "known"] = told, "DICOM header"
     if images.attrs["table"]:
         _apply_table(images, match_table(images, images.attrs["table"], graded))
     if pattern:
@@ -204,6 +211,14 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> N
         raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in the file name; "
                          "expected one in every name")
     images.loc[nobody, "patient"] = nobody.map(without_suffix)
+
+
+def _hash_of_patient(path: str) -> str:
+    """Return a hash of a DICOM file's PatientID, which may be a hospital number; "" where there is none."""
+    with suppress(radiographs.UnreadableRadiographError):  # whoever reads it says so
+        if number := radiographs.read_dicom(path).get("PatientID"):
+            return hashlib.sha256(str(number).encode()).hexdigest()[:12]
+    return ""
 
 
 def without_suffix(path: str) -> str:

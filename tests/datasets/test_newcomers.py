@@ -1,5 +1,6 @@
 """Folders as people have them: what would be wrong in silence is right, or said."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_unknown_patients_are_counted_as_such(tmp_path):
     assert any("of 6 images the patient is not known" in note for note in done.notes)
 
 
+@pytest.mark.parametrize(("numbers", "n_patients"), [(["117", "118"], 2), (["ANON"], 6), ([], 6)])
+def test_dicom_files_of_one_number_are_one_patient(tmp_path, save_dicom, numbers, n_patients):
+    pixels = np.random.default_rng(0).integers(0, 4096, (6, 48, 48), dtype=np.uint16)
+    for k in range(6):
+        file = tmp_path / "in" / "AB"[k % 2] / f"{k}{'.dcm' * (k % 3 == 0)}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tags = {"PatientID": numbers[k // 3 % len(numbers)]} if numbers else {}
+        save_dicom(file, pixels[k], BitsStored=12, **tags)
+    images = index_images(tmp_path / "in")
+    assert images["patient"].nunique() == n_patients
+    assert set(images["known"]) == {"DICOM header" if n_patients == 2 else "own"}
+    preprocess(images, tmp_path / "out", 16)
+    assert not re.search(r"\b11[78]\b", (tmp_path / "out" / "films.csv").read_text())
+    assert index_images(tmp_path / "out")["patient"].nunique() == n_patients
+
+
 @pytest.mark.parametrize("words", [("classify", "IMAGE", "M"), ("segment", "FOLDER"), ("sample", "IMAGE")])
 def test_a_wrong_order_is_told(tmp_path, capsys, words):
     draw(tmp_path / "films/a.png")
@@ -118,5 +135,8 @@ def test_classes_asked_for_are_those_of_another_case(tmp_path):
     draw(*(tmp_path / f"in/archive/{name}/{n}.png" for name in ("Benign", "Malignant") for n in range(2)))
     done = organize(index_images(tmp_path / "in"), tmp_path / "out", ["benign", "MALIGNANT"])
     assert sum(done.counts.values()) == 4
+    report = audit_images(index_images(tmp_path / "out"), ["benign", "malignant"])
+    found = {finding.check for finding in report.findings}
+    assert not found & {"missing class", "extra class"}
     with pytest.raises(ValueError, match=r"has a known class by path \(Benign, Malignant, archive\)"):
         organize(index_images(tmp_path / "in"), tmp_path / "other")

@@ -253,7 +253,7 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         # the display follows the signal, but does not know of an overexposure: more photons come out darker
         white = bright - window * a.brightness + overexposed * math.log1p(OVEREXPOSURE)
         images = exposure.display(signal, white - window, white, a.contrast)
-        stamps = _stamps(a, img_size)
+        stamps = _stamps(a, img_size) if masks or a.confounders.any() else {}
         for where, grey in stamps.values():
             images = torch.where(where, grey, images)
         if not masks:

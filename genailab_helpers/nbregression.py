@@ -29,6 +29,9 @@ Figures
     matplotlib figures (tests/regression/test_figure_comparison.py): other hinting, snapping and resolution
     up to .042; a curve moved by 2 % .059, thin grey curves of other data .065, one moved point of a scatter
     plot .100, other films above .25. Fine noise inside a picture averages out: it is not compared.
+Recordings
+    A recorded cell keeps a digest of its source and outputs, a notebook those of the files in data/samples
+    that it names; `changed_since` tells what an editor or a merge has changed since.
 Tags and metadata of a cell
     `tolerance-0.05` sets the relative tolerance for that cell, for what training makes inexact. Its figures
     may then also shift by that share of their longer side (a curve that is 5 % higher moves by at most 5 %
@@ -41,8 +44,10 @@ Graphics cards
 """
 
 import base64
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import sys
@@ -317,8 +322,37 @@ def record(path: Path) -> None:
     if error := execute(notebook, path.parent, path.stem):
         raise ValueError(f"{path}: not recorded, stopped in {error}")
     _normalise(notebook)
+    if samples := _samples(notebook, path.parent):
+        notebook.metadata["samples"] = samples
     with whole_file(path) as temporary:
         temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def fingerprint(cell: NotebookNode) -> str:
+    """Return a digest of what a cell says and shows."""
+    content = json.dumps([cell.source, cell.outputs], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def changed_since(notebook: NotebookNode, folder: Path) -> list[str]:
+    """Return which cells of a notebook in `folder`, and which samples that it names, were changed since."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    known, now = notebook.metadata.get("samples", {}), _samples(notebook, folder)
+    return [*(f"code cell {number}" for number, cell in enumerate(code, start=1)
+              if cell.metadata.get("recorded") != fingerprint(cell)),
+            *sorted(f"data/samples/{name}" for name in {*known, *now} if known.get(name) != now.get(name))]
+
+
+def _samples(notebook: NotebookNode, folder: Path) -> dict[str, str]:
+    """Return digests of the files and folders of data/samples that a notebook's code names."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    found = {}
+    for sample in sorted(folder.absolute().parent.glob("data/samples/*")):
+        if sample.name in code:
+            files = [sample] if sample.is_file() else sorted(sample.rglob("*.*"))
+            content = b"".join(file.name.encode() + file.read_bytes() for file in files if file.is_file())
+            found[sample.name] = hashlib.sha256(content).hexdigest()[:16]
+    return found
 
 
 def _normalise(notebook: NotebookNode) -> None:
@@ -337,6 +371,7 @@ def _normalise(notebook: NotebookNode) -> None:
                     output.traceback = [f"{output.ename}: {output.evalue}"]  # the whole one holds paths
                 elif WIDGET_VIEW in output.get("data", {}):
                     output.data[WIDGET_VIEW]["model_id"] = "0" * 32
+            cell.metadata["recorded"] = fingerprint(cell)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
+from genailab_helpers.nbregression import changed_since, fingerprint
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES, MAX_BYTES, MIN_EXERCISES = 30, 2_000_000, 4
@@ -58,6 +60,12 @@ def execution_counts(notebook: NotebookNode) -> Iterator[str]:
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if counts != list(range(1, len(counts) + 1)) or not counts:
         yield f"execution counts are {counts}, expected 1 to {len(counts)}; run `make record`"
+
+
+def recorded_as_it_stands(notebook: NotebookNode) -> Iterator[str]:
+    """An output that was edited, a cell edited after recording, a table made anew: all of them are stale."""
+    for changed in changed_since(notebook, FOLDER):
+        yield f"{changed} changed since the notebook was recorded; run `make record`"
 
 
 def no_warnings(notebook: NotebookNode) -> Iterator[str]:
@@ -256,7 +264,7 @@ def widgets(notebook: NotebookNode) -> Iterator[str]:
 
 
 RULES: list[Rule] = [
-    execution_counts, no_warnings, no_errors, no_absolute_path, kernel, title,
+    execution_counts, recorded_as_it_stands, no_warnings, no_errors, no_absolute_path, kernel, title,
     disclaimer, leaves_torchvision_to_the_package, parameters, short_cells, prose_before_code,
     every_cell_is_compared, alternative_texts, alternative_texts_differ, plain_words, exercises, widgets,
     widgets_outlive_the_lesson]
@@ -326,6 +334,12 @@ def right_notebook() -> NotebookNode:
     notebook.metadata = nbformat.from_dict({"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     for count, cell in enumerate(code_cells(notebook), start=1):
         cell.execution_count = count
+    return stamped(notebook)
+
+
+def stamped(notebook: NotebookNode) -> NotebookNode:
+    for cell in code_cells(notebook):
+        cell.metadata["recorded"] = fingerprint(cell)
     return notebook
 
 
@@ -345,6 +359,11 @@ def with_text(position: int, source: str) -> Callable[[NotebookNode], None]:
 LAST = 14  # the right notebook's last code cell: it prints, and no rule asks for it
 FAULTS: list[tuple[str, Callable[[NotebookNode], Any]]] = [
     ("execution_counts", with_code(LAST, execution_count=None)),
+    ("recorded_as_it_stands", with_code(LAST, outputs=[stream("2\n")])),
+    ("recorded_as_it_stands", with_code(LAST, source="print(2)")),
+    ("recorded_as_it_stands", with_code(LAST, metadata={})),
+    ("recorded_as_it_stands", lambda notebook: notebook.metadata.update(samples={"gone.json": "0" * 16})),
+    ("recorded_as_it_stands", with_code(LAST, source="open('../data/samples/covid_table.json')")),
     ("no_warnings", with_code(LAST, outputs=[stream("careful", "stderr")])),
     ("no_errors", with_code(5, metadata={})),
     ("no_absolute_path", with_code(LAST, outputs=[stream("read /home/me/chest.png")])),
@@ -376,6 +395,8 @@ FAULTS: list[tuple[str, Callable[[NotebookNode], Any]]] = [
 def test_fault_breaks_its_rule_alone(rule: str, fault: Callable[[NotebookNode], Any]) -> None:
     notebook = right_notebook()
     fault(notebook)
+    if rule != "recorded_as_it_stands":
+        stamped(notebook)
     allowed = {rule, "prose_before_code"} if rule == "exercises" else {rule}
     assert rule in broken_rules(notebook)
     assert broken_rules(notebook).keys() <= allowed

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 
-from genailab_helpers.nbregression import record
+from genailab_helpers.nbregression import changed_since, record
 
 SETUP = """
 import sys, warnings
@@ -171,9 +171,28 @@ def test_recording_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     notebook = nbformat.reads(first.decode(), as_version=4)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert [cell.execution_count for cell in notebook.cells] == list(range(1, 7))
+    assert changed_since(notebook, tmp_path) == []
     assert not any("execution" in cell.metadata for cell in notebook.cells)
     assert [output.text for output in notebook.cells[1].outputs] == ["a\nb\n"]
     assert notebook.cells[-1].outputs[0].text == "True\n"
+
+
+def test_what_was_changed_since_is_named(tmp_path: Path) -> None:
+    """Whatever a tolerance would let pass: the file itself has changed."""
+    table, path = tmp_path / "data" / "samples" / "table.csv", tmp_path / "notebooks" / "lesson.ipynb"
+    for file in (table, path):
+        file.parent.mkdir(parents=True)
+    table.write_text("a,b\n1,2\n")
+    write_notebook(path, nbformat.v4.new_code_cell("print(0.123)", metadata={"tags": ["tolerance-0.05"]}),
+                   nbformat.v4.new_code_cell("print(open('../data/samples/table.csv').read())"))
+    record(path)
+    notebook = nbformat.read(path, as_version=4)
+    assert changed_since(notebook, path.parent) == []
+    notebook.cells[0].outputs[0].text = "0.124\n"
+    assert changed_since(notebook, path.parent) == ["code cell 1"]
+    notebook.cells[1].source += "  # more"
+    table.write_text("a,b\n1,3\n")
+    assert changed_since(notebook, path.parent) == ["code cell 1", "code cell 2", "data/samples/table.csv"]
 
 
 @pytest.mark.parametrize(("source", "says"), [

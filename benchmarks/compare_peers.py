@@ -519,10 +519,10 @@ HOW = (
     " tutorial (diffusers: *Train a diffusion model*; MONAI: *2d_ddpm*; denoising-diffusion-pytorch: its "
     "README), and once *tuned* by us for this size and time, in good faith, by trainings of two minutes: "
     "a smaller network, a larger step size, an average of the weights, a better schedule or weighting. "
-    "All films are in [-1, 1], none is flipped or moved, and every walk of a peer has {calls} steps from "
+    "All images are in [-1, 1], none is flipped or moved, and every walk of a peer has {calls} steps from "
     "pure noise (the tutorials take 250 or 1,000). The tutorials are made for hours on a graphics card: "
     "*steps* tells how far they come here. Our own recipe was chosen by the distance from the same held-"
-    "out films, so that our rows are a little too good. *GFLOP* counts convolutions and matrix products, "
+    "out images, so that our rows are a little too good. *GFLOP* counts convolutions and matrix products, "
     "*size* all numbers in a model, also those that are measured and not trained.")
 
 
@@ -540,23 +540,23 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
     best = min((row for row in rows if not row["method"].startswith(("GenAI Lab", "rough"))),
                key=lambda row: row[few]["generated"]["frechet"][0])
     text = [
-        "# Same films, same time: our engine beside its peers", "",
-        f"Made by `make bench-diffusion` on {head['date']}; {head['machine']}; {head['versions']}. Films: "
-        f"{head['films']}. Not for diagnosis: no film that any of these draws shows a person.", "",
+        "# Same images, same time: our engine beside its peers", "",
+        f"Made by `make bench-diffusion` on {head['date']}; {head['machine']}; {head['versions']}. Images: "
+        f"{head['films']}. Not for diagnosis: no image that any of these draws shows a person.", "",
         f"{rows[0]['method']}: {distance(rows[0])}. The best peer, {best['method']} ({best['minutes']:g} "
         f"minutes): {distance(best)}.", "",
         HOW.format(calls=PEER_CALLS), "",
         f"Trained in turns of {SLICE:g} seconds, so that a slow hour of the machine slows all methods of a "
         "run alike; the runs:", "",
         *(f"- on {run['date']}: {'; '.join(run['methods'])}" for run in head["runs"]), "",
-        f"*Distance* is the Frechet distance in the frozen Lite0 space between {PEER_SAMPLES} generated and "
-        f"as many held-out films, with a 95 % interval, as `genailab evaluate` prints it (it compares halves "
-        f"of n films, here n = {rows[0][few]['n']}); held-out films against held-out films: "
-        f"**{rows[0][few]['reference']['frechet'][0]:.0f}**. *nn ratio* is 1 where films are as new as films "
-        "of other patients, near 0 where they are copies. One training each, so that differences of a few "
+        f"*Distance* is the Fréchet distance in the frozen Lite0 space between {PEER_SAMPLES} generated and "
+        f"as many held-out images, with a 95 % interval, as `genailab evaluate` prints it (it compares "
+        f"halves of n images, here n = {rows[0][few]['n']}); held-out images against held-out images: "
+        f"**{rows[0][few]['reference']['frechet'][0]:.0f}**. *nn ratio* is 1 where images are as new as "
+        "images of other patients, near 0 where they are copies. One training each, so that differences of a few "
         "per cent mean nothing.", "",
-        "| method | minutes | steps | films a step | GFLOP a step | size | sampler, calls | seconds a film | "
-        "distance | recall | nn ratio |",
+        "| method | minutes | steps | images a step | GFLOP a step | size | sampler, calls | "
+        "seconds an image | distance | recall | nn ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         made = row[few]["generated"]
@@ -565,7 +565,7 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
                     f"{row['sampler']}, {row['calls']} | {row['seconds a film']:.2f} | {distance(row)} | "
                     f"{made['recall'][0]:.2f} | {made['nn_ratio'][0]:.2f} |")
     ours = [row for row in rows if many in row]
-    text += ["", f"With {OUR_SAMPLES} films (n = {ours[0][many]['n']}; held-out against held-out "
+    text += ["", f"With {OUR_SAMPLES} images (n = {ours[0][many]['n']}; held-out against held-out "
              f"{ours[0][many]['reference']['frechet'][0]:.0f}):", "",
              "| method | distance | precision | recall | nn ratio | copied |", "|---|---|---|---|---|---|"]
     for row in ours:
@@ -592,10 +592,10 @@ def draw_figure(rows: list[dict[str, Any]], file: Path) -> None:
         axis.errorbar(row["minutes"] * beside, value, [[value - low], [high - value]], marker=marker,
                       linestyle="", label=row["method"].removesuffix(", 5 minutes"))
     axis.axhline(curve[0][few]["reference"]["frechet"][0], color="grey", linestyle=":",
-                 label="held-out films against each other")
+                 label="held-out images against each other")
     axis.set(xlabel=f"minutes of training on {os.cpu_count()} cores (peers of {PEER_MINUTES:g} side by side)",
-             ylabel="Frechet distance from held-out films", xscale="log", yscale="log",
-             title="Same films, same time")
+             ylabel="Fréchet distance from held-out images", xscale="log", yscale="log",
+             title="Same images, same time")
     axis.set_xticks([1, 3, 5, 10, 30], ["1", "3", "5", "10", "30"])
     axis.set_yticks([100, 200, 500, 1000], ["100", "200", "500", "1,000"])
     axis.minorticks_off()

@@ -82,13 +82,13 @@ def page(seconds: dict[int, float], passes: float, minutes: float, card: dict[st
         size: max(row["films a second"] for row in card["rows"] if row["size"] == size) for size in seconds}
     films = passes * FILMS
     lines = [
-        "# What larger films cost", "",
+        "# What larger images cost", "",
         f"Made by `python benchmarks/extrapolate_costs.py` on {datetime.now(UTC).date()}; {machine()}. "
         f"**Only the seconds a step are measured; all hours are estimates.** In {minutes:g} minutes the "
-        f"engine saw each film of [the comparison with its peers](peers.md) {passes:.0f} times. The table "
-        f"asks what as many passes over the {FILMS:,} training films of Kermany et al. 2018 take. "
-        "Whether larger films need more passes or a larger network, it does not know.", "",
-        f"| film | seconds a step of {BATCH_SIZE} films, measured | hours on 2 cores |"
+        f"engine saw each image of [the comparison with its peers](peers.md) {passes:.0f} times. The table "
+        f"asks what as many passes over the {FILMS:,} training images of Kermany et al. 2018 take. "
+        "Whether larger images need more passes or a larger network, it does not know.", "",
+        f"| image | seconds a step of {BATCH_SIZE} images, measured | hours on 2 cores |"
         + (f" hours on one {card['card']} |" if card else "")
         + " hours on one V100 with a network of 62 M weights |",
         "|---|---|---|" + ("---|" if card else "") + "---|"]
@@ -98,18 +98,18 @@ def page(seconds: dict[int, float], passes: float, minutes: float, card: dict[st
         lines.append(f"| {size} x {size} | {step:.2f} | {films / BATCH_SIZE * step / 3600:,.1f} |{own} "
                      f"{published:,.1f} |")
     lines += [
-        "", f"The last column takes {PUBLISHED:.0f} films a second, what Karras et al. 2022 report for one "
-        "V100 at 64 x 64 (200 million films in about 4 days on 8 cards, "
+        "", f"The last column takes {PUBLISHED:.0f} images a second, what Karras et al. 2022 report for one "
+        "V100 at 64 x 64 (200 million images in about 4 days on 8 cards, "
         "[NVlabs/edm](https://github.com/NVlabs/edm)), and lets time grow with the number of pixels. Their "
         "network has about forty times as many weights as ours, so this is what quality costs there, not how "
         "fast ours would be.", ""]
     if card:
         lines += [
             f"Measured on one {card['card']} on {card['date']}, torch {card['torch']}: our network in "
-            "bfloat16 with channels last, the median step of films that lie in memory already "
-            "(`docs/card.json`). The hours above take the fastest row of each size; whether as many films "
+            "bfloat16 with channels last, the median step of images that lie in memory already "
+            "(`docs/card.json`). The hours above take the fastest row of each size; whether as many images "
             "teach as much in larger batches, so in fewer steps, was not measured.", "",
-            "| film | films a step | compiled | seconds a step | films a second | memory at most, GB |",
+            "| image | images a step | compiled | seconds a step | images a second | memory at most, GB |",
             "|---|---|---|---|---|---|"]
         lines += [f"| {row['size']} x {row['size']} | {row['batch size']} | "
                   f"{'yes' if row['compiled'] else 'no'} | {row['seconds a step']:.4f} | "
@@ -120,7 +120,7 @@ def page(seconds: dict[int, float], passes: float, minutes: float, card: dict[st
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description="What larger films would cost.")
+    parser = argparse.ArgumentParser(description="What larger images would cost.")
     parser.add_argument("--card", action="store_true", help="measure the graphics card of this machine only")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the results are read and written")
     chosen = parser.parse_args()

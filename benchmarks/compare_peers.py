@@ -553,8 +553,8 @@ def write_report(rows: list[dict[str, Any]], head: dict[str, Any], docs: Path) -
         f"as many held-out images, with a 95 % interval, as `genailab evaluate` prints it (it compares "
         f"halves of n images, here n = {rows[0][few]['n']}); held-out images against held-out images: "
         f"**{rows[0][few]['reference']['frechet'][0]:.0f}**. *nn ratio* is 1 where images are as new as "
-        "images of other patients, near 0 where they are copies. One training each, so that differences of a few "
-        "per cent mean nothing.", "",
+        "images of other patients, near 0 where they are copies. One training each, so that differences of a "
+        "few per cent mean nothing.", "",
         "| method | minutes | steps | images a step | GFLOP a step | size | sampler, calls | "
         "seconds an image | distance | recall | nn ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|"]

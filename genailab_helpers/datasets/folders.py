@@ -289,9 +289,11 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
 
 
 def one_class(images: pd.DataFrame) -> str:
-    """Say of images of one class in which folders they lie: perhaps these are the classes."""
+    """Say of images of one class in which folders they lie, and which table lies beside: either may tell."""
     folders = sorted({posixpath.dirname(name) or "." for name in images.index})
-    return f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}."
+    tables = sorted(map(str, Path(images.attrs["root"]).glob("*.csv")))
+    perhaps = f" A table may know the classes: --table {tables[0]}." if tables else ""
+    return f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}.{perhaps}"
 
 
 def part_images(part: Any) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     root : str or Path
         A folder of class folders, of `train/`, `val/`, `test/` with class folders, one class folder, or
         folders around these that hold nothing else (as `archive/chest_xray/train`). Images may lie at any
-        depth below a class folder, as in `COVID/images`; no folder in there is a class. Hidden files and
-        folders named `masks` are left out. Links are followed.
+        depth below a class folder, as in `COVID/images`; no folder in there is a class, nor is a patient's
+        own, as `patient7`. Hidden files and folders named `masks` are left out. Links are followed.
     table : str or Path, optional
         CSV with a column for the file and others for class, patient and split, see `read_table`. By default
         `films.csv` in the root, or beside it where the root is a split.
@@ -71,9 +72,9 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
           the image lies beside class folders;
         - `split`: "train", "val", "test" or "";
         - `patient`: whom it shows;
-        - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), "DICOM
-          header" (a hash of PatientID, where the files have several), or not at all ("own": the image counts
-          as a patient of its own, named by its path without suffix).
+        - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), "folder name"
+          (as `patient7`), "DICOM header" (a hash of PatientID, where the files have several), or not at all
+          ("own": the image counts as a patient of its own, named by its path without suffix).
 
         `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
         a folder), `empty` (split and class of each class folder without an image), `depth` (folders around
@@ -90,7 +91,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     """
     root = Path(os.path.expanduser(root))
     listed, folders = _find(root)
-    held = [name.split("/")[:-1] for name in listed]
+    held = [_above_patients(name.split("/")[:-1]) for name in listed]
     depth = _depth_of_classes(held)
     divided = any(names.canonical_split(part[depth]) for part in held if len(part) > depth)
 
@@ -116,7 +117,7 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         images["class"] = images["class"].replace("", names.canonical_class(alone, graded))
     empty, full, parts = {}, set(zip(splits, tops, strict=True)), {""}
     for folder in folders:
-        split, top = place(folder)
+        split, top = place(_above_patients(folder))
         parts.add(split)
         if top and (split, top) not in full:
             label = named.get(top) or names.canonical_class(top, graded)
@@ -127,6 +128,11 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         classes = {*names.GRADES} if classes and classes <= {*names.GRADES} else classes
     images.attrs |= {"splits": sorted(parts - {""}), "empty": empty, "classes": names.sort_classes(classes)}
     return images
+
+
+def _above_patients(folders: list[str]) -> list[str]:
+    """Cut a path off where a patient's own folder begins: it is no class, nor is anything in it."""
+    return list(takewhile(lambda name: not names.patient_folder(f"{name}/"), folders))
 
 
 def _find(root: Path) -> tuple[list[str], list[list[str]]]:
@@ -189,14 +195,20 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> None:
-    """Say of each image whose it is: by the pattern, else the table, its name, its header, else its own."""
-    files = images.index.map(posixpath.basename)
-    images["patient"] = files.map(names.known_patient)
-    images["known"] = images["patient"].ne("").map({True: "file name", False: "own"})
-    told = images["path"][(images["patient"] == "") & ~images["path"].str.lower().str.endswith(_NO_DICOM)]
-    told = told.map(_hash_of_patient).loc[lambda said: said != ""]
-    if told.nunique() > 1:  # else it is that of an anonymiser, who has given one to all
-        images.loc[told.index, "patient"], images.loc[told.index, "known"] = told, "DICOM header"
+    """Say whose each image is: by the pattern, else the table, names of file and folder, header, its own."""
+    files = images.index.to_series().map(posixpath.basename)
+    images["patient"], images["known"] = "", "own"
+
+    def tell(how: str, said: pd.Series) -> None:
+        said = said[(said != "") & (images["patient"].reindex(said.index) == "")]
+        images.loc[said.index, "patient"], images.loc[said.index, "known"] = said, how
+
+    tell("file name", files.map(names.known_patient))
+    tell("folder name", images.index.to_series().map(names.patient_folder))
+    numbers = images["path"][(images["known"] == "own") & ~files.str.lower().str.endswith(_NO_DICOM)]
+    numbers = numbers.map(_hash_of_patient)
+    if len({*numbers} - {""}) > 1:  # else it is that of an anonymiser, who has given one to all
+        tell("DICOM header", numbers)
     if images.attrs["table"]:
         _apply_table(images, match_table(images, images.attrs["table"], graded))
     if pattern:

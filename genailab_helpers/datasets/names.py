@@ -31,6 +31,9 @@ _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
 
 
+_PATIENT_FOLDER = re.compile(r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|p\d{4,}", re.IGNORECASE)
+
+
 def canonical_class(name: str, graded: bool = False) -> str:
     """Return the project's name of a class, whatever a data set calls it.
 
@@ -102,3 +105,18 @@ def known_patient(file_name: str) -> str:
     ('person12', '')
     """
     return next((match["patient"] for pattern in _PATIENTS if (match := pattern.match(file_name))), "")
+
+
+def patient_folder(path: str) -> str:
+    """Return the path to a folder that is called like one patient, without any split; else an empty string.
+
+    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`.
+
+    Examples
+    --------
+    >>> patient_folder("train/COVID/patient7/1/2.png"), patient_folder("7/a.png")
+    ('COVID/patient7', '')
+    """
+    parts = path.split("/")[:-1]
+    last = max((place for place, name in enumerate(parts) if _PATIENT_FOLDER.fullmatch(name)), default=-1)
+    return "/".join(name for name in parts[:last + 1] if not canonical_split(name))

@@ -177,7 +177,8 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     if placed.empty:
         held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
         raise ValueError(f"{images.attrs['root']}: none of {len(images)} images has a known class by path "
-                         f"({held}) or table; name classes with --classes, or give a --table of classes")
+                         f"({held}) or table; name classes with --classes, or give a --table of classes. "
+                         + " ".join(notes))
     if 0 < (placed["split"] == "").sum() < len(placed):
         notes += ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""

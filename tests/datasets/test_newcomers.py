@@ -10,7 +10,7 @@ from PIL import Image
 
 from genailab_helpers.commands import main
 from genailab_helpers.datasets.audit import audit_images
-from genailab_helpers.datasets.index import index_images, read_table
+from genailab_helpers.datasets.index import index_images, read_table, torn_patients
 from genailab_helpers.datasets.preparation import organize, preprocess, split
 
 
@@ -102,6 +102,30 @@ def test_unknown_patients_are_counted_as_such(tmp_path):
     draw(*(tmp_path / f"in/{name}/{n}.png" for name in ("Normal", "COVID") for n in range(3)))
     done = split(index_images(tmp_path / "in"), tmp_path / "out", near_duplicates=False)
     assert any("of 6 images the patient is not known" in note for note in done.notes)
+
+
+def test_a_folder_called_like_a_patient_is_one(tmp_path):
+    draw(*(tmp_path / f"in/train/{name}/{person}/study1/{k}.png" for name in ("Normal", "COVID")
+           for person in ("patient1", "Case 02") for k in range(2)),
+         *(tmp_path / "in/test" / name for name in ("COVID/patient1/9.png", "Normal/1/9.png")))
+    images = index_images(tmp_path / "in")
+    assert images["class"].value_counts().to_dict() == {"COVID": 5, "Normal": 5}
+    assert images["known"].value_counts().to_dict() == {"folder name": 9, "own": 1}
+    assert images["patient"].nunique() == 5
+    assert torn_patients(images) == ["COVID/patient1"]
+
+
+def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path):
+    names = [f"train/patient{k // 2:05}/study{k}/view1.png" for k in range(8)]
+    draw(*(tmp_path / "in" / name for name in names))
+    told = table(tmp_path / "in/train.csv", Path=names, Finding=["Normal", "COVID"] * 4)
+    images = index_images(tmp_path / "in")
+    assert (images["class"].nunique(), images["patient"].nunique()) == (1, 4)
+    [said] = [found.message for found in audit_images(images).findings if found.check == "one class"]
+    assert said.endswith(f"A table may know the classes: --table {told}.")
+    images = index_images(tmp_path / "in", told)
+    assert images["class"].value_counts().to_dict() == {"COVID": 4, "Normal": 4}
+    assert images["patient"].nunique() == 4
 
 
 @pytest.mark.parametrize(("numbers", "n_patients"), [(["117", "118"], 2), (["ANON"], 6), ([], 6)])

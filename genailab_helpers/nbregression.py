@@ -376,8 +376,9 @@ def _normalise(notebook: NotebookNode) -> None:
 
 def main() -> None:
     """Record the notebooks named after `record` on the command line."""
-    _, *notebooks = sys.argv[1:]
-    for path in map(Path, notebooks):
+    if sys.argv[1:2] != ["record"]:
+        sys.exit("usage: python -m genailab_helpers.nbregression record NOTEBOOK...")
+    for path in map(Path, sys.argv[2:]):
         record(path)
         print(f"recorded {path}")
 

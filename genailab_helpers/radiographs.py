@@ -4,6 +4,7 @@ Public X-ray sets mix bit depths, colour modes, DICOM and broken files. Everythi
 in one form: a float32 tensor `(1, H, W)` in [-1, 1], -1 black (air), +1 white (bone), row 0 the head.
 """
 
+import io
 import os
 import re
 import threading
@@ -350,7 +351,8 @@ def _read_image_file(path: Path, img_size: int | None, bit_depth: int | None) ->
         unpacked = str(getattr(image, "tile", [])[:1])  # Pillow's name of what is stored, such as RGB;16B
         with _turn(*image.size):
             image.load()
-            _refuse(path, (_loses_bits(image, unpacked), "deep, not plainly grey; store it as 16-bit grey"))
+            _refuse(path, (_ends_early(path, image), "damaged or incomplete (its pixels end early)"),
+                    (_loses_bits(image, unpacked), "deep, but not plainly grey; store it as grey of 16 bits"))
             if image.mode.startswith(("I", "F")):
                 unit, bits = _to_unit_scale(np.asarray(image), _significant_bits(path), bit_depth)
                 if image.mode.startswith("I;16") and image.getexif().get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
@@ -369,6 +371,28 @@ def _loses_bits(image: Image.Image, unpacked: str) -> bool:
         return "transparency" in image.info or (kind == 1 and bool(np.asarray(image).min() < 0))
     highest = np.reshape(image.getextrema(), (-1, 2))[:len(image.getbands()) - ("A" in image.mode), 1].max()
     return highest < 128 if ";16" in unpacked else kind == 2 and highest > 127
+
+
+def _ends_early(path: Path, image: Image.Image) -> bool:
+    """Tell whether the last row was not in the file: a stream may be cut short and well-formed.
+
+    Then it is black, or mid-grey in a JPEG. That may be meant, so such an image is decoded again: onto
+    another ground, or with more bytes at the end of the JPEG, which change nothing in a whole one.
+    """
+    is_jpeg = image.format in ("JPEG", "MPO")
+    last = np.asarray(image.crop((0, image.height - 1, *image.size)))
+    if not np.isin(last, (127, 128) if is_jpeg else 0).all():
+        return False
+    content = path.read_bytes()
+    if is_jpeg:
+        content = (b"\x55" * 2**16 + b"\xff\xd9").join(content.rsplit(b"\xff\xd9", 1))
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as again:
+        again.draft("L", image.size)
+        if not is_jpeg:
+            bands, stored = again.getbands(), getattr(again, "_tile_size", again.size)  # a TIFF not upright
+            again.im = Image.new(again.mode, stored, (1,) * len(bands) if len(bands) > 1 else 1).im
+        again.load()
+        return again.tobytes() != image.tobytes()
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ Thresholds were chosen on six public sets of chests, knees and spines and on pha
 import json
 import re
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ CHECKS = {  # how grave what is found is, and what to do about it
     "likely mislabelled": ("warning", "show them to somebody who reads radiographs; change no label unseen"),
     "personal data": ("error", "remove the field, column or name before anybody else gets the files"),
     "free text": ("warning", "read it, and remove it if it tells who somebody is"),
-    "patient numbers": ("warning", "no hospital numbers? Replace them before anybody else gets the files"),
+    "patient numbers": ("warning", "hospital numbers? Replace them before anybody else gets the files"),
     "synthetic": ("warning", "keep them apart from images of patients, and call no result on them real"),
     "not checked": ("note", "keep in mind what nobody looked at"),
 }
@@ -213,8 +214,8 @@ def _of(check: str, files: Collection[str], text: str, thing: str = "image") -> 
 
 def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Found]:
     empty, labels = images.attrs["empty"], set(images["class"]) - {""}
-    held_as = {label.casefold(): label for label in labels}
-    known = {held_as.get(name.casefold(), name) for name in map(canonical_class, classes or KNOWN)}
+    forms = {_folded(label): label for label in labels | {label for _, label in empty.values()}}
+    known = {forms.get(_folded(name), name) for name in map(canonical_class, classes or KNOWN)}
     expected = known if classes else known.intersection(images.attrs["classes"]) or labels
     held = {*zip(images["split"], images["class"], strict=True), *empty.values()}
     splits = sorted({*images.attrs["splits"], *images["split"]} - {""}) or [""]
@@ -228,6 +229,10 @@ def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Fo
     yield _of("outside classes", images.index[images["class"] == ""], "beside the class folders.")
     if len(labels) == 1:
         yield "one class", None, one_class(images)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _files(data: Evidence) -> Iterator[Found]:

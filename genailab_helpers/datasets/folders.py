@@ -291,9 +291,10 @@ def _trainable(images: pd.DataFrame, graded: bool) -> pd.DataFrame:
 def one_class(images: pd.DataFrame) -> str:
     """Say of images of one class in which folders they lie, and which table lies beside: either may tell."""
     folders = sorted({posixpath.dirname(name) or "." for name in images.index})
-    tables = sorted(map(str, Path(images.attrs["root"]).glob("*.csv")))
-    perhaps = f" A table may know the classes: --table {tables[0]}." if tables else ""
-    return f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}.{perhaps}"
+    tables = sorted({*map(str, Path(images.attrs["root"]).glob("[!.]*.csv"))} - {images.attrs["table"]})
+    return (f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}."
+            + " Folders called like patients are no classes." * ("folder name" in {*images["known"]})
+            + (f" A table may know the classes: --table {tables[0]}." if tables else ""))
 
 
 def part_images(part: Any) -> pd.DataFrame:

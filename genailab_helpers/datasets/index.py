@@ -26,11 +26,12 @@ from torch import Tensor
 from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, read_cached, write_cached
 from genailab_helpers.datasets import names
+from genailab_helpers.datasets.privacy import ANONYMOUS
 
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
 
-_NO_DICOM = radiographs.RADIOGRAPH_SUFFIXES[:-3]
+_NO_DICOM = tuple({*radiographs.RADIOGRAPH_SUFFIXES} - {".dcm", ".dicom", ".ima"})
 _READER = hashlib.sha256(Path(radiographs.__file__).read_bytes()).hexdigest() + PIL.__version__
 _COLUMNS = {  # spelled without case and punctuation, as common tools and sets name them
     "file": ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imageid",
@@ -195,20 +196,9 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> None:
-    """Say whose each image is: by the pattern, else the table, names of file and folder, header, its own."""
+    """Say whose each image is: by the pattern, else the table, its folder, its header, its name, its own."""
     files = images.index.to_series().map(posixpath.basename)
     images["patient"], images["known"] = "", "own"
-
-    def tell(how: str, said: pd.Series) -> None:
-        said = said[(said != "") & (images["patient"].reindex(said.index) == "")]
-        images.loc[said.index, "patient"], images.loc[said.index, "known"] = said, how
-
-    tell("file name", files.map(names.known_patient))
-    tell("folder name", images.index.to_series().map(names.patient_folder))
-    numbers = images["path"][(images["known"] == "own") & ~files.str.lower().str.endswith(_NO_DICOM)]
-    numbers = numbers.map(_hash_of_patient)
-    if len({*numbers} - {""}) > 1:  # else it is that of an anonymiser, who has given one to all
-        tell("DICOM header", numbers)
     if images.attrs["table"]:
         _apply_table(images, match_table(images, images.attrs["table"], graded))
     if pattern:
@@ -218,18 +208,31 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> N
             raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
         images["patient"] = [match[min(1, match.re.groups)] or "" if match else "" for match in found]
         images["known"] = "pattern"
+        if len(nobody := images.index[images["patient"] == ""]):
+            raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in the file "
+                             "name; expected one in every name")
+
+    def tell(how: str, rule: Callable[[str], str], asked: pd.Series) -> None:
+        said = asked[images["patient"] == ""].map(rule)
+        said = said[said != ""]
+        if how != "DICOM header" or said.nunique() > 1:  # else an anonymiser has given one number to all
+            images.loc[said.index, "patient"], images.loc[said.index, "known"] = said, how
+
+    tell("folder name", names.patient_folder, images.index.to_series())
+    tell("DICOM header", _hash_of_patient, images["path"])
+    tell("file name", names.known_patient, files)
     nobody = images.index[images["patient"] == ""]
-    if pattern and len(nobody):
-        raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in the file name; "
-                         "expected one in every name")
     images.loc[nobody, "patient"] = nobody.map(without_suffix)
 
 
 def _hash_of_patient(path: str) -> str:
     """Return a hash of a DICOM file's PatientID, which may be a hospital number; "" where there is none."""
-    with suppress(radiographs.UnreadableRadiographError):  # whoever reads it says so
-        if number := radiographs.read_dicom(path).get("PatientID"):
-            return hashlib.sha256(str(number).encode()).hexdigest()[:12]
+    if path.lower().endswith(_NO_DICOM):
+        return ""
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # "unreadable" is for who reads it
+        number = str(radiographs.read_dicom(path).get("PatientID") or "").strip()
+        if number and not ANONYMOUS.search(number):
+            return hashlib.sha256(number.encode()).hexdigest()[:12]
     return ""
 
 
@@ -380,7 +383,7 @@ class BitDepth:
         states = "".join(file_state(path, path) for path in self.paths)
         note = cache_folder("images") / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.bits"
         known = read_cached(note)
-        if known is None:  # not seen before, or damaged
+        if not known:  # not seen before, or damaged
             with warnings.catch_warnings(action="ignore"):
                 brightest = max(threaded(radiographs.brightest_undeclared, self.paths), default=0.0)
             known = b"%d" % (radiographs.smallest_bit_depth(brightest) if brightest else 0)

@@ -108,9 +108,9 @@ def known_patient(file_name: str) -> str:
 
 
 def patient_folder(path: str) -> str:
-    """Return the path to a folder that is called like one patient, without any split; else an empty string.
+    """Return the path to the first folder that is called like one patient, with no split; else "".
 
-    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`.
+    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`. Classes above it have their canonical names.
 
     Examples
     --------
@@ -118,5 +118,5 @@ def patient_folder(path: str) -> str:
     ('COVID/patient7', '')
     """
     parts = path.split("/")[:-1]
-    last = max((place for place, name in enumerate(parts) if _PATIENT_FOLDER.fullmatch(name)), default=-1)
-    return "/".join(name for name in parts[:last + 1] if not canonical_split(name))
+    own = next((number for number, name in enumerate(parts, 1) if _PATIENT_FOLDER.fullmatch(name)), 0)
+    return "/".join(canonical_class(name, graded=True) for name in parts[:own] if not canonical_split(name))

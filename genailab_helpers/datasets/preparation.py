@@ -176,9 +176,9 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     placed, left_out["not an image"] = every[usable].copy(), _other_files(images)
     if placed.empty:
         held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
-        raise ValueError(f"{images.attrs['root']}: none of {len(images)} images has a known class by path "
-                         f"({held}) or table; name classes with --classes, or give a --table of classes. "
-                         + " ".join(notes))
+        raise ValueError(" ".join([
+                f"{images.attrs['root']}: none of {len(images)} images has a known class by path ({held}) or "
+                "table; name classes with --classes, or give a --table of classes.", *notes]))
     if 0 < (placed["split"] == "").sum() < len(placed):
         notes += ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""
@@ -375,13 +375,15 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
 
 
 def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
-    """Make folds of groups, and give the first 14 of 20 to train where the ratios are 0.7, 0.15, 0.15."""
+    """Make twenty folds of groups, and deal them to the splits: 14, 3 and 3 by default."""
     order, fold = np.lexsort((code, member)), np.empty(len(code), dtype=int)
     with warnings.catch_warnings(action="ignore"):  # of a class with fewer images than folds
         splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
         for number, (_, test) in enumerate(splitter.split(order, code[order], member[order])):
             fold[order[test]] = number
-    split_of = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
+    # the first folds get the largest groups, so that the seed decides which folds go where
+    seats = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
+    split_of = np.random.default_rng(seed).permutation(seats)
     return pd.Series(split_of[fold]).groupby(member).first().to_numpy(copy=True)
 
 
@@ -560,7 +562,10 @@ def _copy(source: str, target: Path) -> None:
 
 
 def _link(source: str, target: Path) -> None:
-    os.link(os.path.realpath(source), target)
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError as error:  # another disk, or one that knows no links
+        raise ValueError(f"{source}: cannot be linked ({error.strerror}); use --mode copy") from error
 
 
 def _resize(source: str, target: Path, img_size: int, fit: str, bits: int | None) -> None:

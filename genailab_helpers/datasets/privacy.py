@@ -26,7 +26,7 @@ _NO_NAMES = {"chest", "spine", "knee", "lung", "lungs", "thorax", "normal", "fil
              "frontal", "pneumonia", "viral", "covid", "grade", "left", "right"}
 _DATED = re.compile(r"(?<!\d)(?:19\d|200)\d[-_.](?:0[1-9]|1[0-2])[-_.](?:0[1-9]|[12]\d|3[01])(?!\d)")
 _GIVEN_NAMES = frozenset(Path(__file__).with_name("person_names.txt").read_text(encoding="utf-8").split())
-_ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
+ANONYMOUS = re.compile(r"anon|unknown|none|removed|redacted|deidentified|^x+$", re.I)
 
 
 def names_somebody(text: str) -> bool:
@@ -101,7 +101,7 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
     if header.get("PatientIdentityRemoved") == "YES":
         return [], [], False, False
     personal = [f"DICOM {name}" for name, value in header.items()
-                if _PERSON_FIELDS.match(name) and not _ANONYMOUS.search(value)
+                if _PERSON_FIELDS.match(name) and not ANONYMOUS.search(value)
                 and (re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate")]
     tags = {} if header else _metadata(path)
     for name, text in tags.items():

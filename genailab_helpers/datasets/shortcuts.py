@@ -100,13 +100,13 @@ class ShortcutReport(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What follows, in one sentence."""
+        """What follows, in words."""
         if not self.flagged:
             return ("No shortcut found in file properties, frame or corners; that does not prove that "
                     "there is none.")
         worst = max((row for row in self.rows if row.flagged), key=lambda row: row.effect)
         chance = worst.balanced - worst.effect
-        return (f"Shortcut: {', '.join(self.flagged)} tell the class and cannot show the disease "
+        return (f"Shortcut: the class can be told from {', '.join(self.flagged)}, where no disease shows "
                 f"({worst.name}: balanced accuracy {worst.balanced:.3f}, chance {chance:.3f}). A model may "
                 "learn that instead: A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE.")
 

@@ -166,7 +166,7 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab) -> No
     said = genailab.run("train", "classifier", "--data", data, "--output", tmp_path / "run", *QUICK)
     assert re.search(r"^2-pixel frame .* YES$", said, re.MULTILINE)
     verdict = " ".join(said.split("HEADLINE: ")[1].split())
-    assert "Shortcut: 2-pixel frame" in verdict
+    assert "can be told from 2-pixel frame" in verdict
     assert "A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE" in verdict
     frame = re.search(r"^2-pixel frame +\S+ \[\S+ \S+ +(\S+)", said, re.MULTILINE)
     alone = re.search(r"balanced accuracy ([\d.]+), chance 0\.333\)", verdict)

@@ -115,6 +115,16 @@ def test_a_folder_called_like_a_patient_is_one(tmp_path):
     assert torn_patients(images) == ["COVID/patient1"]
 
 
+def test_a_patient_keeps_the_name_however_the_class_is_written(tmp_path):
+    draw(*(tmp_path / "in" / name for name in (
+        "train/NORMAL/patient1/IM-0001-0001.png", "train/NORMAL/patient1/case1/IM-0002-0001.png",
+        "train/COVID/patient1/IM-0001-0002.png", "test/Normal/patient1/a.png",
+        "test/Covid-19/patient2/a.png")))
+    images = index_images(tmp_path / "in")
+    assert torn_patients(images) == ["Normal/patient1"]
+    assert sorted(set(images["patient"])) == ["COVID/patient1", "COVID/patient2", "Normal/patient1"]
+
+
 def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path):
     names = [f"train/patient{k // 2:05}/study{k}/view1.png" for k in range(8)]
     draw(*(tmp_path / "in" / name for name in names))
@@ -122,13 +132,15 @@ def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path
     images = index_images(tmp_path / "in")
     assert (images["class"].nunique(), images["patient"].nunique()) == (1, 4)
     [said] = [found.message for found in audit_images(images).findings if found.check == "one class"]
-    assert said.endswith(f"A table may know the classes: --table {told}.")
+    assert said.endswith("Folders called like patients are no classes. A table may know the classes: "
+                         f"--table {told}.")
     images = index_images(tmp_path / "in", told)
     assert images["class"].value_counts().to_dict() == {"COVID": 4, "Normal": 4}
     assert images["patient"].nunique() == 4
 
 
-@pytest.mark.parametrize(("numbers", "n_patients"), [(["117", "118"], 2), (["ANON"], 6), ([], 6)])
+@pytest.mark.parametrize(("numbers", "n_patients"), [
+    (["117", "118 "], 2), (["ANON"], 6), (["ANON", "Anonymous"], 6), ([], 6)])
 def test_dicom_files_of_one_number_are_one_patient(tmp_path, save_dicom, numbers, n_patients):
     pixels = np.random.default_rng(0).integers(0, 4096, (6, 48, 48), dtype=np.uint16)
     for k in range(6):

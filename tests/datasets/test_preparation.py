@@ -448,3 +448,11 @@ def test_real_sets_flow(real_data: Path, tmp_path: Path) -> None:
     preprocess(tmp_path / "covid", tmp_path / "grey", 256)
     with Image.open(tmp_path / "grey" / "Viral Pneumonia" / "Viral Pneumonia-205.png") as image:
         assert (image.mode, image.size) == ("L", (256, 256))
+
+
+def test_the_seed_decides_where_large_patients_go() -> None:
+    sizes = np.random.default_rng(0).geometric(0.2, 300)
+    sizes[0] = 2 * sizes.max()
+    groups = np.repeat(np.arange(300), sizes).astype(str)
+    went = [assign_splits(["a"] * len(groups), groups, seed=seed)[0] for seed in range(20)]
+    assert 8 <= went.count("train") <= 19  # 14 are expected

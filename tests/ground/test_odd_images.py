@@ -62,7 +62,7 @@ def test_colours_of_16_bits_are_right_or_refused(tmp_path, kind):
             stored = np.stack([pixels] * colours[1], -1).astype(f"{order}u2")
             tifffile.imwrite(path, stored, photometric=colours[0], byteorder=order)
         if unit is None:
-            assert "store it as 16-bit grey" in refusal(path)
+            assert "store it as grey of 16 bits" in refusal(path)
         elif "cmyk" not in kind:
             assert_read(path, unit, atol=2 / 255)
 
@@ -76,11 +76,11 @@ def test_signs_and_kinds_of_numbers_in_tiffs(tmp_path):
             ((UNIT * 100 - 50).astype("i1"), None), ((UNIT * 4e9).astype("u4"), None)):
         tifffile.imwrite(path, pixels)
         if unit is None:  # rare: named for what it is
-            assert "TIFF, but" in (said := refusal(path)) or "deep, not plainly grey" in said
+            assert "TIFF, but" in (said := refusal(path)) or "deep, but not plainly grey" in said
         else:
             assert_read(path, unit)
     Image.fromarray(TWELVE).save(tmp_path / "keyed.png", transparency=5)
-    assert "deep, not plainly grey" in refusal(tmp_path / "keyed.png")
+    assert "deep, but not plainly grey" in refusal(tmp_path / "keyed.png")
 
 
 def test_several_pages_are_refused(tmp_path):
@@ -111,6 +111,30 @@ def grey_png(rows: int, level: int = 150, side: int = 40, *extra: tuple[bytes, b
     stream = zlib.compressobj(9)  # row by row: the test itself must not need the memory
     body = b"".join(stream.compress(b"\0" + bytes([level]) * side) for _ in range(rows)) + stream.flush()
     return png_of([(b"IHDR", head), *extra, (b"IDAT", body), (b"IEND", b"")])
+
+
+def test_a_stream_that_ends_early_is_damaged_and_a_black_bottom_is_not(tmp_path):
+    path = tmp_path / "image"
+    for rows in (39, 20):
+        path.write_bytes(grey_png(rows))
+        assert "end early" in refusal(path)
+    path.write_bytes(grey_png(40, level=0))
+    assert_read(path, np.zeros((40, 40)))
+    shown = np.zeros((64, 64), np.uint8)
+    shown[:32] = 150
+    for kind, mode in (("PNG", "L"), ("PNG", "P"), ("BMP", "RGB"), ("TIFF", "L"), ("TIFF", "1")):
+        Image.fromarray(shown).convert(mode).save(path, kind)
+        assert read_radiograph(path)[0, -1].max() == -1
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    Image.fromarray(noise).save(path, "JPEG")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3] + b"\xff\xd9")
+    for img_size in (None, 16):
+        assert "end early" in refusal(path, img_size)
+    noise[32:] = 128  # a grey bar, as libjpeg makes one
+    for options in ({}, {"progressive": True}):
+        Image.fromarray(noise).save(path, "JPEG", **options)
+        assert read_radiograph(path)[0, -1].abs().max() < 0.01
 
 
 def test_a_broken_exif_chunk_is_one_line(tmp_path):

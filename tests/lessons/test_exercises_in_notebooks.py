@@ -43,6 +43,8 @@ def faults(notebook, lesson):
             "the number belongs to another lesson": number.startswith(f"{lesson}."),
             "the stub is not made from its solution":
                 stub.source == make_stub(solution.source) != solution.source,
+            "a marker is left in the stub": "SOLUTION" not in stub.source,
+            "the solution stands before the stub": at_stub < at_solution,
             "the last line is not the self-check": re.fullmatch(
                 rf'(\w+) = check\("{number}", \1\)', solution.source.rstrip().splitlines()[-1]),
             "the stub does not fail its self-check": printed(stub).endswith("\n")

@@ -48,6 +48,7 @@ LABELS = "dataset.json"
 N_FOLDS = 20  # ratios are kept to a twentieth: 14, 3 and 3 folds are 70, 15 and 15 %
 
 _SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")  # in every folder that was opened on a desktop
+_DRAWS = 1000  # of the folds that make a split
 _FITS: dict[str, Callable[..., Image.Image]] = {  # an odd bar is wider at the bottom and at the right
     "letterbox": partial(ImageOps.pad, centering=(0.4999, 0.4999)), "crop": ImageOps.fit,
     "squash": Image.Image.resize}
@@ -177,8 +178,8 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
     if placed.empty:
         held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
         raise ValueError(" ".join([
-                f"{images.attrs['root']}: none of {len(images)} images has a known class by path ({held}) or "
-                "table; name classes with --classes, or give a --table of classes.", *notes]))
+            f"{images.attrs['root']}: none of {len(images)} images has a known class by path ({held}) or "
+            "table; name classes with --classes, or give a --table of classes.", *notes]))
     if 0 < (placed["split"] == "").sum() < len(placed):
         notes += ["Some images lie in split folders and some do not: the splits were dropped."]
         placed["split"] = ""
@@ -359,9 +360,9 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
 
     Notes
     -----
-    Twenty folds by scikit-learn's StratifiedGroupKFold. Fewer than twenty groups, or images of each class,
-    start in one split instead. Groups are then moved singly while a class is off by more than 1.5 points and
-    a move helps.
+    Twenty folds by scikit-learn's StratifiedGroupKFold; of 1,000 ways to give them to the splits, the one
+    that keeps the classes best. Fewer than twenty groups, or images of each class, start in one split
+    instead. Groups are then moved singly while a class is off by more than 1.5 points and a move helps.
     """
     share = _round_ratios(ratios)
     _, code = np.unique(list(labels), return_inverse=True)
@@ -375,16 +376,19 @@ def assign_splits(labels: Iterable[str], groups: Iterable[str], ratios: Sequence
 
 
 def _draw_folds(member: np.ndarray, code: np.ndarray, share: np.ndarray, seed: int) -> np.ndarray:
-    """Make twenty folds of groups, and deal them to the splits: 14, 3 and 3 by default."""
+    """Make folds of groups, and give them to the splits in the way that keeps the classes best."""
     order, fold = np.lexsort((code, member)), np.empty(len(code), dtype=int)
     with warnings.catch_warnings(action="ignore"):  # of a class with fewer images than folds
         splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
         for number, (_, test) in enumerate(splitter.split(order, code[order], member[order])):
             fold[order[test]] = number
-    # the first folds get the largest groups, so that the seed decides which folds go where
+    held = pd.crosstab(fold, code).reindex(range(N_FOLDS), fill_value=0).to_numpy()
     seats = np.repeat(np.arange(len(SPLITS)), np.rint(share * N_FOLDS).astype(int))
-    split_of = np.random.default_rng(seed).permutation(seats)
-    return pd.Series(split_of[fold]).groupby(member).first().to_numpy(copy=True)
+    ways = np.random.default_rng(seed).permuted(np.tile(seats, (_DRAWS, 1)), axis=1)  # the split of each fold
+    reached = np.stack([(ways == number) @ held for number in range(len(SPLITS))], 1) / held.sum(0)
+    off = np.abs(reached - share[:, None])
+    best = ((off - TOLERANCE).clip(0).sum((1, 2)) + off.max((1, 2))).argmin()
+    return pd.Series(ways[best][fold]).groupby(member).first().to_numpy(copy=True)
 
 
 def _move_groups(of_group: np.ndarray, counts: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ CHECKS = {  # how grave what is found is, and what to do about it
     "missing class": ("error", "add images of it, or train without it and say so"),
     "empty class": ("error", "fill the folder or delete it"),
     "one class": ("warning", "if these folders are classes, name the folder that holds them"),
+    "many classes": ("warning", "patients, dates, archives? These are no classes: a table may name them"),
     "in colour": ("error", "these are no radiographs: move them out"),
     "extra class": ("warning", "rename it to one of the expected classes, or move it out"),
     "outside classes": ("error", "move them into a class folder, or out of the data set"),
@@ -227,6 +228,9 @@ def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Fo
     yield ("extra class", images.index[images["class"].isin(strange)],
            f"Among the expected classes stand others: {', '.join(sort_classes(strange))}.")
     yield _of("outside classes", images.index[images["class"] == ""], "beside the class folders.")
+    usual = images.loc[images["class"] != "", "class"].value_counts().median()
+    if len(labels) > 10 and usual < 10:
+        yield "many classes", None, f"{len(labels)} classes, most of {usual:.0f} images or fewer."
     if len(labels) == 1:
         yield "one class", None, one_class(images)
 

@@ -24,7 +24,7 @@ import PIL
 from torch import Tensor
 
 from genailab_helpers import radiographs
-from genailab_helpers.checkpoints import cache_folder, read_cached, write_cached
+from genailab_helpers.checkpoints import cache_folder, holds_files, read_cached, write_cached
 from genailab_helpers.datasets import names
 from genailab_helpers.datasets.privacy import ANONYMOUS
 
@@ -58,8 +58,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         CSV with a column for the file and others for class, patient and split, see `read_table`. By default
         `films.csv` in the root, or beside it where the root is a split.
     patient_pattern : str, optional
-        Regular expression that is searched in each file name; its first group (or whole match) is the
-        patient.
+        Regular expression that is searched in each file name, else in its path below the root; its first
+        group (or whole match) is the patient.
     graded : bool, default False
         Whether the classes are known to be grades, see `names.canonical_classes`.
 
@@ -112,17 +112,18 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
     found = table if table is not None else next((place for place in beside if place.is_file()), "")
     images.attrs = {"root": str(root), "table": str(found and os.path.expanduser(found)), "depth": depth,
                     "table_named": table is not None, "bit_depth": BitDepth(images["path"].tolist())}
-    _tell_patients(images, patient_pattern, graded)
+    _tell_patients(images, patient_pattern, graded, depth + divided + 1)
     if flat and not images["class"].any():  # else a table knows the classes, but not of every image
         alone = next(part for part in root.resolve().parts[::-1] if part != "images")
         images["class"] = images["class"].replace("", names.canonical_class(alone, graded))
-    empty, full, parts = {}, set(zip(splits, tops, strict=True)), {""}
+    empty, full, parts = {}, set(zip(splits, tops, strict=True)), {"", *splits}
     for folder in folders:
         split, top = place(_above_patients(folder))
         parts.add(split)
         if top and (split, top) not in full:
-            label = named.get(top) or names.canonical_class(top, graded)
-            empty["/".join(folder[:depth + bool(split) + 1])] = split, label
+            label, at = named.get(top) or names.canonical_class(top, graded), folder[:depth + bool(split) + 1]
+            if label in names.KNOWN or not holds_files(root.joinpath(*at)):  # else annotations, or so
+                empty["/".join(at)] = split, label
     classes = set(images["class"]) - {""}
     if not flat:
         classes |= {label for _, label in empty.values()} & {*names.KNOWN}
@@ -132,8 +133,10 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
 
 def _above_patients(folders: list[str]) -> list[str]:
-    """Cut a path off where a patient's own folder begins: it is no class, nor is anything in it."""
-    return list(takewhile(lambda name: not names.patient_folder(f"{name}/"), folders))
+    """Cut a path off where a patient's own folder begins; of `train_data/train` one stays."""
+    above = list(takewhile(lambda name: not names.patient_folder(f"{name}/"), folders))
+    return [name for number, name in enumerate(above) if not number or not names.canonical_split(name)
+            or names.canonical_split(name) != names.canonical_split(above[number - 1])]
 
 
 def _find(root: Path) -> tuple[list[str], list[list[str]]]:
@@ -147,7 +150,7 @@ def _find(root: Path) -> tuple[list[str], list[list[str]]]:
 
     images, folders, others, first = [], [], Counter[str](), dict[str, str]()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
-        inner[:] = [name for name in inner if not re.fullmatch(r"\..*|masks|__macosx", name.lower())]
+        inner[:] = [name for name in inner if not re.fullmatch(r"\..*|.*masks?|__macosx", name.lower())]
         base = Path(folder).relative_to(root)
         folders.append(list(base.parts))
         for name in files:
@@ -172,12 +175,13 @@ def other_files(images: pd.DataFrame) -> list[str]:
     root = Path(images.attrs["root"])
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
     return sorted(name for name in files - set(images.index)
-                  if not re.search(r"(^|/)(\.[^/]*|masks)/", name, re.IGNORECASE))
+                  if not re.search(r"(^|/)(\.[^/]*|[^/]*masks?)/", name, re.IGNORECASE))
 
 
 def _looks_like_radiograph(path: str) -> bool:
     """Tell by the name or by the mark of DICOM; a link to nothing may be one, a pipe is none."""
-    if os.path.basename(path).startswith(".") or not (os.path.isfile(path) or os.path.islink(path)):
+    name = os.path.basename(path)
+    if name.startswith(".") or name == "DICOMDIR" or not (os.path.isfile(path) or os.path.islink(path)):
         return False
     return path.lower().endswith(radiographs.RADIOGRAPH_SUFFIXES) or radiographs.is_dicom(path)
 
@@ -195,7 +199,7 @@ def _depth_of_classes(folders: Sequence[Sequence[str]]) -> int:
     return 0
 
 
-def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> None:
+def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool, below: int) -> None:
     """Say whose each image is: by the pattern, else the table, its folder, its header, its name, its own."""
     files = images.index.to_series().map(posixpath.basename)
     images["patient"], images["known"] = "", "own"
@@ -203,14 +207,14 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> N
         _apply_table(images, match_table(images, images.attrs["table"], graded))
     if pattern:
         try:
-            found = [re.search(pattern, file) for file in files]
+            found = [re.search(pattern, file) or re.search(pattern, path) for path, file in files.items()]
         except re.error as error:
             raise ValueError(f"patient pattern {pattern!r}: no regular expression ({error})") from error
         images["patient"] = [match[min(1, match.re.groups)] or "" if match else "" for match in found]
         images["known"] = "pattern"
         if len(nobody := images.index[images["patient"] == ""]):
-            raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in the file "
-                             "name; expected one in every name")
+            raise ValueError(f"{nobody[0]}: the patient pattern {pattern!r} finds no patient in this "
+                             "path; expected one in every path")
 
     def tell(how: str, rule: Callable[[str], str], asked: pd.Series) -> None:
         said = asked[images["patient"] == ""].map(rule)
@@ -218,9 +222,15 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool) -> N
         if how != "DICOM header" or said.nunique() > 1:  # else an anonymiser has given one number to all
             images.loc[said.index, "patient"], images.loc[said.index, "known"] = said, how
 
+    def by_name(path: str) -> str:
+        """Apply the rules for file names; in a folder within a class, IM-0001-0001 is OsiriX's name."""
+        own = [part for part in path.split("/")[below:-1] if part != "images"]
+        found = names.known_patient(posixpath.basename(path))
+        return own[0] if own and found.startswith(("IM-", "NORMAL2-")) else found
+
     tell("folder name", names.patient_folder, images.index.to_series())
     tell("DICOM header", _hash_of_patient, images["path"])
-    tell("file name", names.known_patient, files)
+    tell("file name", by_name, images.index.to_series())
     nobody = images.index[images["patient"] == ""]
     images.loc[nobody, "patient"] = nobody.map(without_suffix)
 
@@ -230,7 +240,7 @@ def _hash_of_patient(path: str) -> str:
     if path.lower().endswith(_NO_DICOM):
         return ""
     with suppress(Exception), warnings.catch_warnings(action="ignore"):  # "unreadable" is for who reads it
-        number = str(radiographs.read_dicom(path).get("PatientID") or "").strip()
+        number = str(radiographs.read_dicom(path).get("PatientID") or "").strip().lstrip("0")
         if number and not ANONYMOUS.search(number):
             return hashlib.sha256(number.encode()).hexdigest()[:12]
     return ""
@@ -243,7 +253,14 @@ def without_suffix(path: str) -> str:
 
 def _apply_table(images: pd.DataFrame, rows: pd.DataFrame) -> None:
     """Take over what a table says: patients always, class and split where the folders do not tell them."""
-    rows = rows[rows["image"] != ""]
+    named, said = images.attrs["table_named"], rows[rows["image"] != ""]
+    if named and len(rows) and not len(said):
+        raise ValueError(f"{images.attrs['table']}: none of its {len(rows)} rows names an image below "
+                         f"{images.attrs['root']}, such as {images.index[0]}; is the first column that fits, "
+                         f"{rows.attrs['columns'].split(', ')[0]}, that of the files?")
+    rows = said
+    if named and any(rows["class"]) and not {*images["class"]} & {*rows["class"]}:
+        images["class"] = ""  # no folder is called like a class of the table: these folders are none
     for column in ("patient", "class", "split"):
         said = rows[rows[column] != ""].groupby("image")[column].agg(["first", "nunique"])
         twice = said.index[said["nunique"] > 1]
@@ -305,6 +322,10 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows = rows.replace({"(?i)^(na|nan)$": "", f"^'{FORMULA}": r"\1", r"^(\d+)\.0+$": r"\1"}, regex=True)
     rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
     rows = rows[rows["file"] != ""]
+    rounded = rows["patient"].str.fullmatch(r"\d([.,]\d+)?E\+\d+")
+    if rounded.any():
+        raise ValueError(f"{path}, line {rounded.idxmax()}: the patient {rows['patient'][rounded.idxmax()]} "
+                         "was rounded by a spreadsheet; format that column as text before it is saved")
     rows["file"] = rows["file"].str.replace("\\", "/").str.removeprefix("./")
     rows["class"] = rows["class"].map(names.canonical_classes(rows["class"], graded))
     rows["split"] = rows["split"].map(names.canonical_split)

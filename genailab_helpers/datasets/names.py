@@ -19,19 +19,22 @@ _ALIASES = {  # spelled without case, spaces, hyphens and underscores
     "nofindings": "Normal", "covid19": "COVID", "lung": "Lung_Opacity", "viral": "Viral Pneumonia"}
 _GRADE_ALIASES = {  # names that mean a grade only beside others of their kind
     alias: grade for number, (grade, name) in enumerate(zip(GRADES, GRADE_NAMES, strict=True))
-    for alias in (str(number), name.lower(), f"{number}{name.lower()}")}
+    for alias in (str(number), name.lower(), f"{number}{name.lower()}")
+    } | {"0normal": "grade_0", "2mild": "grade_2"}
 _SPLIT_ALIASES = {alias + end: split for split, aliases in (
-    ("train", ("train", "training")), ("val", ("val", "valid", "validation")), ("test", ("test", "testing")))
-    for alias in aliases for end in ("", "set", "data")}
+    ("train", ("train", "training")), ("val", ("val", "valid", "validation", "validate")),
+    ("test", ("test", "testing"))) for alias in aliases for end in ("", "set", "data")}
 _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>person\d+)_(?:bacteria|virus)_\d+",  # Kermany, pneumonia
     r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
-    r"(?P<patient>\d{8})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient and visit
+    r"(?P<patient>000\d{5})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient (up to 30,805) and visit
+    r"(?P<patient>sub-[A-Za-z0-9]+)_",  # BIDS, as BIMCV-COVID19 is named
     r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
     r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
 
 
-_PATIENT_FOLDER = re.compile(r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|p\d{4,}", re.IGNORECASE)
+_PATIENT_FOLDER = re.compile(
+    r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|sub-[a-z]?\d+|p\d{4,}", re.IGNORECASE)
 
 
 def canonical_class(name: str, graded: bool = False) -> str:
@@ -84,8 +87,14 @@ def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, s
 
 
 def canonical_split(name: str) -> str:
-    """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string."""
-    return _SPLIT_ALIASES.get(re.sub(r"[\s_-]+", "", name).lower(), "")
+    """Return "train", "val" or "test" for whatever a data set calls that part, else an empty string.
+
+    Examples
+    --------
+    >>> [canonical_split(name) for name in ("stage_2_train_images", "Test-Set", "valid", "stage 1")]
+    ['train', 'test', 'val', '']
+    """
+    return _SPLIT_ALIASES.get(re.sub(r"images?|dicom|stage|[\W\d_]+", "", name.lower()), "")
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -110,13 +119,16 @@ def known_patient(file_name: str) -> str:
 def patient_folder(path: str) -> str:
     """Return the path to the first folder that is called like one patient, with no split; else "".
 
-    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`. Classes above it have their canonical names.
+    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`. Classes above it have their canonical names. A
+    name with five digits or of BIDS (`sub-`) is of the same person in every class.
 
     Examples
     --------
-    >>> patient_folder("train/COVID/patient7/1/2.png"), patient_folder("7/a.png")
-    ('COVID/patient7', '')
+    >>> patient_folder("train/COVID/patient7/1/2.png"), patient_folder("XR_HAND/patient00012/1.png")
+    ('COVID/patient7', 'patient00012')
     """
     parts = path.split("/")[:-1]
     own = next((number for number, name in enumerate(parts, 1) if _PATIENT_FOLDER.fullmatch(name)), 0)
+    if own and re.search(r"^sub-|\d{5}", parts[own - 1]):
+        return parts[own - 1]
     return "/".join(canonical_class(name, graded=True) for name in parts[:own] if not canonical_split(name))

@@ -466,16 +466,12 @@ def _say_what_is_off(placed: pd.DataFrame, share: np.ndarray) -> list[str]:
 
 def _is_class_name(name: str) -> bool:
     return name.isprintable() and not canonical_split(name) and not re.search(  # some system refuses these
-        r'[/\\:*?"<>|]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|^(masks|images)?$', name.lower())
+        r'[/\\:*?"<>|]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|^(.*masks?|images)?$', name.lower())
 
 
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:
     """Keep the images that a table names, with the class that it gives; list the rows of no use."""
     absent = rows["file"][rows["image"] == ""]
-    if len(absent) == len(rows):
-        raise ValueError(f"{images.attrs['table']}: none of its {len(rows)} rows names an image below "
-                         f"{images.attrs['root']}, such as {images.index[0]}; is the first column that fits, "
-                         f"{rows.attrs['columns'].split(', ')[0]}, that of the files?")
     said = rows[rows["image"] != ""].drop_duplicates(["image", "class"])
     said = said[~said["image"].duplicated(keep=False)].set_index("image")["class"].reindex(images.index)
     left_out["table rows without their image"] = [f"line {line} ({file})" for line, file in absent.items()]

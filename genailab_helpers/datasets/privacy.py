@@ -102,6 +102,7 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
         return [], [], False, False
     personal = [f"DICOM {name}" for name, value in header.items()
                 if _PERSON_FIELDS.match(name) and not ANONYMOUS.search(value)
+                and not (name == "PatientName" and value == header.get("PatientID"))  # a pseudonym
                 and (re.search(r"[^\W\d_]{2}", value) or name == "PatientBirthDate")]
     tags = {} if header else _metadata(path)
     for name, text in tags.items():

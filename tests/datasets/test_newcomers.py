@@ -139,6 +139,53 @@ def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path
     assert images["patient"].nunique() == 4
 
 
+@pytest.mark.parametrize(("names", "patients"), [
+    (["COVID/sub-S03045/ses-1/a.png", "Normal/sub-S03045/b.png"], {"sub-S03045"}),  # BIMCV
+    (["XR_HAND/patient00012/1.png", "XR_WRIST/patient00012/1.png"], {"patient00012"}),  # MURA
+    (["Normal/XK7/IM-0001-0001.png", "Normal/XK8/IM-0001-0001.png"], {"XK7", "XK8"}),  # OsiriX
+    (["Normal/20230114_001.png", "Normal/20230114_002.png"], {"Normal/20230114_001", "Normal/20230114_002"})])
+def test_patients_are_known_as_public_sets_name_them(tmp_path, names, patients):
+    draw(*(tmp_path / name for name in names))
+    assert set(index_images(tmp_path)["patient"]) == patients
+
+
+def test_a_named_table_knows_the_classes_where_folders_are_archives(tmp_path):
+    names = [f"images_00{k % 2}/images/{k}.png" for k in range(6)]
+    draw(*(tmp_path / "in" / name for name in names), tmp_path / "in/images_001/leftMask/0.png")
+    told = table(tmp_path / "nih.csv", **{"Image Index": [f"{k}.png" for k in range(6)],
+                                          "Finding Labels": ["No Finding", "Pneumonia"] * 3})
+    assert set(index_images(tmp_path / "in")["class"]) == {"images_000", "images_001"}
+    images = index_images(tmp_path / "in", told)
+    assert images["class"].value_counts().to_dict() == {"Normal": 3, "Pneumonia": 3}
+    found = {finding.check for finding in audit_images(images).findings}
+    assert not found & {"conflicting labels", "outside classes"}
+
+
+@pytest.mark.parametrize(("folder", "split"), [
+    ("stage_2_train_images", "train"), ("dicom-images-test", "test"), ("train_data/train", "train"),
+    ("validate", "val")])
+def test_splits_are_known_as_public_sets_name_them(tmp_path, folder, split):
+    draw(tmp_path / "in" / folder / "a.png", tmp_path / "in" / folder / "b.png")
+    images = index_images(tmp_path / "in")
+    assert (set(images["split"]), set(images["class"])) == ({split}, {"in"})
+
+
+def test_a_number_that_a_spreadsheet_has_rounded_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"line 2: the patient 8,36485E\+37 was rounded by a spreadsheet"):
+        read_table(table(tmp_path / "a.csv", file=["a.png"], patient=["8,36485E+37"]))
+
+
+def test_folders_of_patients_with_other_names_are_doubted_and_a_pattern_sees_them(tmp_path):
+    draw(*(tmp_path / f"in/{k}/ST-1/{n}.png" for k in range(1001, 1013) for n in range(2)))
+    (tmp_path / "in/annotations").mkdir()
+    (tmp_path / "in/annotations/train.txt").write_text("a note")
+    images = index_images(tmp_path / "in")
+    found = {finding.check for finding in audit_images(images).findings}
+    assert "many classes" in found
+    assert "empty class" not in found
+    assert index_images(tmp_path / "in", None, r"^(\d{4})/")["patient"].nunique() == 12
+
+
 @pytest.mark.parametrize(("numbers", "n_patients"), [
     (["117", "118 "], 2), (["ANON"], 6), (["ANON", "Anonymous"], 6), ([], 6)])
 def test_dicom_files_of_one_number_are_one_patient(tmp_path, save_dicom, numbers, n_patients):

@@ -294,7 +294,7 @@ def one_class(images: pd.DataFrame) -> str:
     tables = sorted({*map(str, Path(images.attrs["root"]).glob("[!.]*.csv"))} - {images.attrs["table"]})
     return (f"The images are of one class, {images.attrs['classes'][0]}, in {_named(folders)}."
             + " Folders called like patients are no classes." * ("folder name" in {*images["known"]})
-            + (f" A table may know the classes: --table {tables[0]}." if tables else ""))
+            + (f" A table may know the classes (--table): {_named(tables)}." if tables else ""))
 
 
 def part_images(part: Any) -> pd.DataFrame:

@@ -100,7 +100,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         """Return split and class folder of what lies in a folder."""
         inner = folder[depth:]
         split = names.canonical_split(inner[0]) if inner else ""
-        return split, inner[bool(split)] if len(inner) > bool(split) == divided else ""
+        top = inner[bool(split)] if len(inner) > bool(split) == divided else ""
+        return split, re.sub(r"(?i)^images?[_-]?\d+$", "images", top)  # an archive's number is no class
 
     splits, tops = zip(*map(place, held), strict=True)
     flat = set(tops) <= {"", "images"} and max(map(len, held)) <= depth + divided + 1
@@ -133,8 +134,9 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
 
 def _above_patients(folders: list[str]) -> list[str]:
-    """Cut a path off where a patient's own folder begins; of `train_data/train` one stays."""
-    above = list(takewhile(lambda name: not names.patient_folder(f"{name}/"), folders))
+    """Cut a path off where a folder of a patient or DICOM UID begins; of `train_data/train` one stays."""
+    above = list(takewhile(lambda name: not (re.match(r"\d+(\.\d+){3}", name)
+                                             or names.patient_folder(f"{name}/")), folders))
     return [name for number, name in enumerate(above) if not number or not names.canonical_split(name)
             or names.canonical_split(name) != names.canonical_split(above[number - 1])]
 
@@ -322,6 +324,9 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows = rows.replace({"(?i)^(na|nan)$": "", f"^'{FORMULA}": r"\1", r"^(\d+)\.0+$": r"\1"}, regex=True)
     rows.index = pd.RangeIndex(first + 2, first + 2 + len(rows), name="line")
     rows = rows[rows["file"] != ""]
+    doubtful = [name for name in chosen["patient"] if name.lower() in ("group", "case")]
+    if doubtful and len(rows) > 20 and rows["patient"].nunique() < 5:  # arms of a study, or yes and no
+        chosen["patient"], rows["patient"] = [], ""
     rounded = rows["patient"].str.fullmatch(r"\d([.,]\d+)?E\+\d+")
     if rounded.any():
         raise ValueError(f"{path}, line {rounded.idxmax()}: the patient {rows['patient'][rounded.idxmax()]} "

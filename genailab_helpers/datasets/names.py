@@ -1,5 +1,6 @@
 """What the public X-ray sets call their classes, splits and patients: one table of each."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -29,12 +30,14 @@ _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>(?:NORMAL2-)?IM-\d+)-\d+",  # Kermany, normal: two batches, each numbered from 1
     r"(?P<patient>000\d{5})_\d{3}(?!\d)",  # NIH ChestX-ray8: patient (up to 30,805) and visit
     r"(?P<patient>sub-[A-Za-z0-9]+)_",  # BIDS, as BIMCV-COVID19 is named
+    r"(?P<patient>MIDRC-RICORD-1C-(?:SITE2-)?\d+-\d+)",  # in COVIDx
+    r"(?P<patient>\d{4}-[FM]-\d{3}Y)[01]",  # BUU-LSPINE: patient and view
     r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
     r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
 
 
 _PATIENT_FOLDER = re.compile(
-    r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|sub-[a-z]?\d+|p\d{4,}", re.IGNORECASE)
+    r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|sub-[a-z]?\d+|p\d{4,}|.+\^.+", re.IGNORECASE)
 
 
 def canonical_class(name: str, graded: bool = False) -> str:
@@ -129,6 +132,8 @@ def patient_folder(path: str) -> str:
     """
     parts = path.split("/")[:-1]
     own = next((number for number, name in enumerate(parts, 1) if _PATIENT_FOLDER.fullmatch(name)), 0)
+    if own and "^" in parts[own - 1]:  # of a PACS, as a name in DICOM
+        return hashlib.sha256(parts[own - 1].encode()).hexdigest()[:12]
     if own and re.search(r"^sub-|\d{5}", parts[own - 1]):
         return parts[own - 1]
     return "/".join(canonical_class(name, graded=True) for name in parts[:own] if not canonical_split(name))

@@ -1,5 +1,6 @@
 """Folders as people have them: what would be wrong in silence is right, or said."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -132,8 +133,8 @@ def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path
     images = index_images(tmp_path / "in")
     assert (images["class"].nunique(), images["patient"].nunique()) == (1, 4)
     [said] = [found.message for found in audit_images(images).findings if found.check == "one class"]
-    assert said.endswith("Folders called like patients are no classes. A table may know the classes: "
-                         f"--table {told}.")
+    assert said.endswith("Folders called like patients are no classes. "
+                         f"A table may know the classes (--table): {told}.")
     images = index_images(tmp_path / "in", told)
     assert images["class"].value_counts().to_dict() == {"COVID": 4, "Normal": 4}
     assert images["patient"].nunique() == 4
@@ -143,6 +144,8 @@ def test_folders_of_patients_are_no_classes_and_a_table_beside_is_named(tmp_path
     (["COVID/sub-S03045/ses-1/a.png", "Normal/sub-S03045/b.png"], {"sub-S03045"}),  # BIMCV
     (["XR_HAND/patient00012/1.png", "XR_WRIST/patient00012/1.png"], {"patient00012"}),  # MURA
     (["Normal/XK7/IM-0001-0001.png", "Normal/XK8/IM-0001-0001.png"], {"XK7", "XK8"}),  # OsiriX
+    (["0001-F-037Y0.png", "0001-F-037Y1.png"], {"0001-F-037Y"}),  # BUU-LSPINE
+    (["Meyer^Anna/1/a.png", "Meyer^Anna/2/b.png"], {hashlib.sha256(b"Meyer^Anna").hexdigest()[:12]}),
     (["Normal/20230114_001.png", "Normal/20230114_002.png"], {"Normal/20230114_001", "Normal/20230114_002"})])
 def test_patients_are_known_as_public_sets_name_them(tmp_path, names, patients):
     draw(*(tmp_path / name for name in names))
@@ -154,7 +157,7 @@ def test_a_named_table_knows_the_classes_where_folders_are_archives(tmp_path):
     draw(*(tmp_path / "in" / name for name in names), tmp_path / "in/images_001/leftMask/0.png")
     told = table(tmp_path / "nih.csv", **{"Image Index": [f"{k}.png" for k in range(6)],
                                           "Finding Labels": ["No Finding", "Pneumonia"] * 3})
-    assert set(index_images(tmp_path / "in")["class"]) == {"images_000", "images_001"}
+    assert set(index_images(tmp_path / "in")["class"]) == {"images"}
     images = index_images(tmp_path / "in", told)
     assert images["class"].value_counts().to_dict() == {"Normal": 3, "Pneumonia": 3}
     found = {finding.check for finding in audit_images(images).findings}
@@ -162,8 +165,8 @@ def test_a_named_table_knows_the_classes_where_folders_are_archives(tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "split"), [
-    ("stage_2_train_images", "train"), ("dicom-images-test", "test"), ("train_data/train", "train"),
-    ("validate", "val")])
+    ("stage_2_train_images", "train"), ("dicom-images-test/1.2.276.0.7230/1.2.276.0.1", "test"),
+    ("train_data/train", "train"), ("validate", "val")])
 def test_splits_are_known_as_public_sets_name_them(tmp_path, folder, split):
     draw(tmp_path / "in" / folder / "a.png", tmp_path / "in" / folder / "b.png")
     images = index_images(tmp_path / "in")
@@ -173,6 +176,12 @@ def test_splits_are_known_as_public_sets_name_them(tmp_path, folder, split):
 def test_a_number_that_a_spreadsheet_has_rounded_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"line 2: the patient 8,36485E\+37 was rounded by a spreadsheet"):
         read_table(table(tmp_path / "a.csv", file=["a.png"], patient=["8,36485E+37"]))
+
+
+def test_arms_of_a_study_are_no_patients(tmp_path):
+    rows = read_table(table(tmp_path / "a.csv", file=[f"{k}.png" for k in range(40)], Group=["A", "B"] * 20))
+    assert set(rows["patient"]) == {""}
+    assert "patient: no column" in rows.attrs["columns"]
 
 
 def test_folders_of_patients_with_other_names_are_doubted_and_a_pattern_sees_them(tmp_path):

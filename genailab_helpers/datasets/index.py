@@ -26,7 +26,7 @@ from torch import Tensor
 from genailab_helpers import radiographs
 from genailab_helpers.checkpoints import cache_folder, holds_files, read_cached, write_cached
 from genailab_helpers.datasets import names
-from genailab_helpers.datasets.privacy import ANONYMOUS
+from genailab_helpers.datasets.privacy import ANONYMOUS, identifies
 
 FORMULA = r"([=+@\t-])"  # a cell that begins so is computed by a spreadsheet; an apostrophe before it helps
 TABLE = "films.csv"  # what `preparation` notes about images: file, class, patient, split, source
@@ -73,8 +73,9 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
           the image lies beside class folders;
         - `split`: "train", "val", "test" or "";
         - `patient`: whom it shows;
-        - `known`: how that is known: by "pattern", "table", "file name" (rules of public sets), "folder name"
-          (as `patient7`), "DICOM header" (a hash of PatientID, where the files have several), or not at all
+        - `known`: how that is known: by "pattern", "table", "folder name" (as `patient7`), "DICOM header" (a
+          hash of PatientID, where the files have several), "file name" (rules of public sets), "subfolder"
+          (ten or more within classes, with few images each, whose images stay together), or not at all
           ("own": the image counts as a patient of its own, named by its path without suffix).
 
         `attrs` holds `root`, `table` ("" if none), `table_named` (by the caller), `splits` (those that have
@@ -233,6 +234,11 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool, belo
     tell("folder name", names.patient_folder, images.index.to_series())
     tell("DICOM header", _hash_of_patient, images["path"])
     tell("file name", by_name, images.index.to_series())
+    inside = images.index.to_series().map(lambda path: "/".join(path.split("/")[:below + 1]))
+    inside = inside[(images.index.str.count("/") > below) & ~inside.str.endswith("/images")]
+    if inside.nunique() >= 10 and inside.value_counts().median() <= 20:  # of patients or studies, perhaps
+        named = inside.map(posixpath.basename)  # a person's name is that person's in every class and split
+        tell("subfolder", _hashed, inside.where(~named.map(identifies), named))
     nobody = images.index[images["patient"] == ""]
     images.loc[nobody, "patient"] = nobody.map(without_suffix)
 
@@ -243,9 +249,12 @@ def _hash_of_patient(path: str) -> str:
         return ""
     with suppress(Exception), warnings.catch_warnings(action="ignore"):  # "unreadable" is for who reads it
         number = str(radiographs.read_dicom(path).get("PatientID") or "").strip().lstrip("0")
-        if number and not ANONYMOUS.search(number):
-            return hashlib.sha256(number.encode()).hexdigest()[:12]
+        return "" if not number or ANONYMOUS.search(number) else _hashed(number)
     return ""
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 def without_suffix(path: str) -> str:

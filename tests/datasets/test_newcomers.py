@@ -178,6 +178,18 @@ def test_a_number_that_a_spreadsheet_has_rounded_is_refused(tmp_path):
         read_table(table(tmp_path / "a.csv", file=["a.png"], patient=["8,36485E+37"]))
 
 
+@pytest.mark.parametrize(("folder", "n_patients"), [("M{}ller_Anna_1957-03-02", 6), ("{}", 12)])
+def test_images_of_a_small_folder_within_a_class_stay_together(tmp_path, folder, n_patients):
+    """A person's name is the same person in every class; a number is not."""
+    draw(*(tmp_path / "in" / name / folder.format(k) / f"{n}.png" for name in ("Normal", "COVID")
+           for k in range(1, 7) for n in range(3)))
+    images = index_images(tmp_path / "in")
+    assert set(images["known"]) == {"subfolder"}
+    assert images["patient"].nunique() == n_patients
+    assert not images["patient"].str.contains("Anna").any()
+    assert set(index_images(tmp_path / "in" / "COVID")["known"]) == {"own"}  # few folders may be anything
+
+
 def test_arms_of_a_study_are_no_patients(tmp_path):
     rows = read_table(table(tmp_path / "a.csv", file=[f"{k}.png" for k in range(40)], Group=["A", "B"] * 20))
     assert set(rows["patient"]) == {""}

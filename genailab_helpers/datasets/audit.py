@@ -8,7 +8,6 @@ Thresholds were chosen on six public sets of chests, knees and spines and on pha
 import json
 import re
 import textwrap
-import unicodedata
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from genailab_helpers.datasets import names as naming
 from genailab_helpers.datasets import shortcuts
 from genailab_helpers.datasets.duplicates import SIDE, find_duplicates, resized, unit_rows
 from genailab_helpers.datasets.folders import one_class, read_images, refuse_colours
@@ -215,8 +215,8 @@ def _of(check: str, files: Collection[str], text: str, thing: str = "image") -> 
 
 def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Found]:
     empty, labels = images.attrs["empty"], set(images["class"]) - {""}
-    forms = {_folded(label): label for label in labels | {label for _, label in empty.values()}}
-    known = {forms.get(_folded(name), name) for name in map(canonical_class, classes or KNOWN)}
+    forms = {naming.folded(label): label for label in labels | {label for _, label in empty.values()}}
+    known = {forms.get(naming.folded(name), name) for name in map(canonical_class, classes or KNOWN)}
     expected = known if classes else known.intersection(images.attrs["classes"]) or labels
     held = {*zip(images["split"], images["class"], strict=True), *empty.values()}
     splits = sorted({*images.attrs["splits"], *images["split"]} - {""}) or [""]
@@ -233,10 +233,6 @@ def _classes(images: pd.DataFrame, classes: Sequence[str] | None) -> Iterator[Fo
         yield "many classes", None, f"{len(labels)} classes, most of {usual:.0f} images or fewer."
     if len(labels) == 1:
         yield "one class", None, one_class(images)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _files(data: Evidence) -> Iterator[Found]:

@@ -53,7 +53,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
         A folder of class folders, of `train/`, `val/`, `test/` with class folders, one class folder, or
         folders around these that hold nothing else (as `archive/chest_xray/train`). Images may lie at any
         depth below a class folder, as in `COVID/images`; no folder in there is a class, nor is a patient's
-        own, as `patient7`. Hidden files and folders named `masks` are left out. Links are followed.
+        own, as `patient7`. Hidden files and folders of masks (`masks`, `leftMask`) are left out. Links are
+        followed.
     table : str or Path, optional
         CSV with a column for the file and others for class, patient and split, see `read_table`. By default
         `films.csv` in the root, or beside it where the root is a split.
@@ -70,7 +71,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
         - `path`: the file, to be opened from where the caller is;
         - `class`: canonical name; by the folder, else by the table, else by the root's own name; "" where
-          the image lies beside class folders;
+          the image lies beside class folders. Where a table was named by the caller and no folder is called
+          like one of its classes, the folders are no classes and the table's count;
         - `split`: "train", "val", "test" or "";
         - `patient`: whom it shows;
         - `known`: how that is known: by "pattern", "table", "folder name" (as `patient7`), "DICOM header" (a
@@ -136,8 +138,8 @@ def index_images(root: str | Path, table: str | Path | None = None, patient_patt
 
 def _above_patients(folders: list[str]) -> list[str]:
     """Cut a path off where a folder of a patient or DICOM UID begins; of `train_data/train` one stays."""
-    above = list(takewhile(lambda name: not (re.match(r"\d+(\.\d+){3}", name)
-                                             or names.patient_folder(f"{name}/")), folders))
+    above = list(takewhile(lambda name: not (names.PATIENT_FOLDER.fullmatch(name)
+                                             or re.match(r"\d+(\.\d+){3}", name)), folders))
     return [name for number, name in enumerate(above) if not number or not names.canonical_split(name)
             or names.canonical_split(name) != names.canonical_split(above[number - 1])]
 
@@ -225,17 +227,23 @@ def _tell_patients(images: pd.DataFrame, pattern: str | None, graded: bool, belo
         if how != "DICOM header" or said.nunique() > 1:  # else an anonymiser has given one number to all
             images.loc[said.index, "patient"], images.loc[said.index, "known"] = said, how
 
+    def by_folder(path: str) -> str:
+        """Take a patient's folder; of a person's name, as a PACS has it, the hash."""
+        found = names.patient_folder(path)
+        return _hashed(found) if "^" in found else found
+
     def by_name(path: str) -> str:
         """Apply the rules for file names; in a folder within a class, IM-0001-0001 is OsiriX's name."""
         own = [part for part in path.split("/")[below:-1] if part != "images"]
         found = names.known_patient(posixpath.basename(path))
         return own[0] if own and found.startswith(("IM-", "NORMAL2-")) else found
 
-    tell("folder name", names.patient_folder, images.index.to_series())
+    tell("folder name", by_folder, images.index.to_series())
     tell("DICOM header", _hash_of_patient, images["path"])
     tell("file name", by_name, images.index.to_series())
-    inside = images.index.to_series().map(lambda path: "/".join(path.split("/")[:below + 1]))
-    inside = inside[(images.index.str.count("/") > below) & ~inside.str.endswith("/images")]
+    deep = images.index[(images["patient"] == "") & (images.index.str.count("/") > below)].to_series()
+    inside = deep.map(lambda path: "/".join(path.split("/")[:below + 1]))
+    inside = inside[~inside.str.endswith("/images")]
     if inside.nunique() >= 10 and inside.value_counts().median() <= 20:  # of patients or studies, perhaps
         named = inside.map(posixpath.basename)  # a person's name is that person's in every class and split
         tell("subfolder", _hashed, inside.where(~named.map(identifies), named))
@@ -264,12 +272,11 @@ def without_suffix(path: str) -> str:
 
 def _apply_table(images: pd.DataFrame, rows: pd.DataFrame) -> None:
     """Take over what a table says: patients always, class and split where the folders do not tell them."""
-    named, said = images.attrs["table_named"], rows[rows["image"] != ""]
-    if named and len(rows) and not len(said):
-        raise ValueError(f"{images.attrs['table']}: none of its {len(rows)} rows names an image below "
+    named, n_rows, rows = images.attrs["table_named"], len(rows), rows[rows["image"] != ""]
+    if named and n_rows and rows.empty:
+        raise ValueError(f"{images.attrs['table']}: none of its {n_rows} rows names an image below "
                          f"{images.attrs['root']}, such as {images.index[0]}; is the first column that fits, "
                          f"{rows.attrs['columns'].split(', ')[0]}, that of the files?")
-    rows = said
     if named and any(rows["class"]) and not {*images["class"]} & {*rows["class"]}:
         images["class"] = ""  # no folder is called like a class of the table: these folders are none
     for column in ("patient", "class", "split"):

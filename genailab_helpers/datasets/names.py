@@ -1,6 +1,5 @@
 """What the public X-ray sets call their classes, splits and patients: one table of each."""
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
 
 
-_PATIENT_FOLDER = re.compile(
+PATIENT_FOLDER = re.compile(  # the last: a PACS names it as DICOM does
     r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|sub-[a-z]?\d+|p\d{4,}|.+\^.+", re.IGNORECASE)
 
 
@@ -85,8 +84,13 @@ def canonical_classes(names: Iterable[str], graded: bool = False) -> dict[str, s
     names = sorted(set(names))
     graded = graded or {canonical_class(name, graded=True) for name in names if name} == set(GRADES)
     first: dict[str, str] = {}
-    return {name: first.setdefault(unicodedata.normalize("NFC", found).casefold(), found)
+    return {name: first.setdefault(folded(found), found)
             for name in names for found in [canonical_class(name, graded)]}
+
+
+def folded(name: str) -> str:
+    """Return the one form of names that differ in case or Unicode form only."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def canonical_split(name: str) -> str:
@@ -108,8 +112,9 @@ def sort_classes(names: Iterable[str]) -> list[str]:
 def known_patient(file_name: str) -> str:
     """Return the patient that a file name tells by the rules of the public sets, else an empty string.
 
-    Kermany (`person12_virus_3`, `NORMAL2-IM-0381-0001`), NIH ChestX-ray8 (`00000061_012`), OAI knees
-    (`9003316L`) and AASCE spines (`case000_0`) have such names.
+    Kermany (`person12_virus_3`, `NORMAL2-IM-0381-0001`), NIH ChestX-ray8 (`00000061_012`), BIDS
+    (`sub-S03045_run-1`), RICORD, BUU-LSPINE (`0001-F-037Y0`), OAI knees (`9003316L`) and AASCE spines
+    (`case000_0`) have such names.
 
     Examples
     --------
@@ -122,8 +127,8 @@ def known_patient(file_name: str) -> str:
 def patient_folder(path: str) -> str:
     """Return the path to the first folder that is called like one patient, with no split; else "".
 
-    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`. Classes above it have their canonical names. A
-    name with five digits or of BIDS (`sub-`) is of the same person in every class.
+    Such are `patient00123`, `sub-01`, `Case 7`, `p10000032`, `MEYER^ANNA`. Classes above it have their
+    canonical names. A name with five digits, of BIDS (`sub-`) or a person's is the same in every class.
 
     Examples
     --------
@@ -131,9 +136,7 @@ def patient_folder(path: str) -> str:
     ('COVID/patient7', 'patient00012')
     """
     parts = path.split("/")[:-1]
-    own = next((number for number, name in enumerate(parts, 1) if _PATIENT_FOLDER.fullmatch(name)), 0)
-    if own and "^" in parts[own - 1]:  # of a PACS, as a name in DICOM
-        return hashlib.sha256(parts[own - 1].encode()).hexdigest()[:12]
-    if own and re.search(r"^sub-|\d{5}", parts[own - 1]):
+    own = next((number for number, name in enumerate(parts, 1) if PATIENT_FOLDER.fullmatch(name)), 0)
+    if own and re.search(r"^sub-|\d{5}|\^", parts[own - 1]):
         return parts[own - 1]
     return "/".join(canonical_class(name, graded=True) for name in parts[:own] if not canonical_split(name))

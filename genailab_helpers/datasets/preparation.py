@@ -10,7 +10,6 @@ import posixpath
 import re
 import shutil
 import textwrap
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +36,7 @@ from genailab_helpers.datasets.names import (
     canonical_class,
     canonical_classes,
     canonical_split,
+    folded,
     sort_classes,
 )
 from genailab_helpers.datasets.privacy import kept_mark
@@ -507,7 +507,7 @@ def _names_apart(wanted: pd.Series) -> pd.Series:
     All namesakes, and names that are too long, get a hash of their source, so that the result does not depend
     on an order; `films.csv` names the source.
     """
-    alike = wanted.map(lambda name: unicodedata.normalize("NFC", name).casefold()).duplicated(keep=False)
+    alike = wanted.map(folded).duplicated(keep=False)
     too_long = wanted.map(lambda name: len(os.fsencode(posixpath.basename(name))) > 255)
     names = wanted.copy()
     for source in names.index[alike | too_long]:

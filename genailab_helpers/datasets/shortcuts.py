@@ -108,7 +108,7 @@ class ShortcutReport(NamedTuple):
         chance = worst.balanced - worst.effect
         return (f"Shortcut: the class can be told from {', '.join(self.flagged)}, where no disease shows "
                 f"({worst.name}: balanced accuracy {worst.balanced:.3f}, chance {chance:.3f}). A model may "
-                "learn that instead: A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE.")
+                "learn that instead, and a good score does not show that it sees the disease.")
 
     def __str__(self) -> str:
         lines = [f"{', '.join(self.classes)}: {self.n_images} images of {self.rows[0].score.n} patients"

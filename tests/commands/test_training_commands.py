@@ -167,7 +167,7 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab) -> No
     assert re.search(r"^2-pixel frame .* YES$", said, re.MULTILINE)
     verdict = " ".join(said.split("HEADLINE: ")[1].split())
     assert "can be told from 2-pixel frame" in verdict
-    assert "A GOOD SCORE DOES NOT SHOW THAT IT SEES THE DISEASE" in verdict
+    assert "a good score does not show that it sees the disease" in verdict
     frame = re.search(r"^2-pixel frame +\S+ \[\S+ \S+ +(\S+)", said, re.MULTILINE)
     alone = re.search(r"balanced accuracy ([\d.]+), chance 0\.333\)", verdict)
     assert frame
@@ -175,7 +175,7 @@ def test_a_shortcut_is_named_beside_the_headline(tmp_path: Path, genailab) -> No
     assert float(alone[1]) >= float(frame[1]) > 0.9
     card = (tmp_path / "run" / "model_card.md").read_text()
     headline = next(line for line in card.splitlines() if line.startswith("**balanced accuracy on test"))
-    assert "A GOOD SCORE DOES NOT SHOW" in headline
+    assert "a good score does not show" in headline
 
 
 @pytest.mark.parametrize(("kind", "n_images", "says"), [

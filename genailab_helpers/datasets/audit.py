@@ -30,7 +30,7 @@ from genailab_helpers.datasets import names as naming
 from genailab_helpers.datasets import shortcuts
 from genailab_helpers.datasets.duplicates import SIDE, find_duplicates, resized, unit_rows
 from genailab_helpers.datasets.folders import one_class, read_images, refuse_colours
-from genailab_helpers.datasets.index import match_table, other_files, torn_patients
+from genailab_helpers.datasets.index import match_table, other_files, table_lines, torn_patients
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.datasets.privacy import find_traces, identifies, person_columns, shows_lateral
 from genailab_helpers.features import lite0_features, local_contrast, probe_features
@@ -56,6 +56,7 @@ CHECKS = {  # how grave what is found is, and what to do about it
     "system files": ("note", "they are left out; they can be deleted"),
     "absent files": ("error", "get the images, or take their rows out of the table"),
     "not in table": ("warning", "add rows for them, or move them out"),
+    "merged cells": ("warning", "did a spreadsheet merge cells? Fill the patients' column down"),
     "mixed channels": ("warning", _ONE_FORM),
     "mixed depth": ("warning", f"{_ONE_FORM}; a 1-bit image is a mask, move it out"),
     "odd size": ("warning", "look whether these are radiographs, then bring all to one size"),
@@ -370,6 +371,9 @@ def _table(images: pd.DataFrame) -> Iterator[Found]:
     yield "absent files", absent, f"{table} names {_count(len(absent))} that the folder does not hold."
     rows = rows[rows["image"] != ""].set_index("image")
     yield _of("not in table", images.index.difference(rows.index), f"without a row in {table}.")
+    blank = rows["patient"] == ""
+    if blank.mean() > 0.3 and rows["patient"][~blank].is_unique and not blank.all():
+        yield _of("merged cells", rows.index[blank], f"without a patient in {table}, and none has two rows.")
     for check, column, where in (("conflicting labels", "class", "class folder"),
                                  ("duplicate across splits", "split", "split")):
         said, own = rows[column], images[column].reindex(rows.index)
@@ -457,9 +461,10 @@ def _people(images: pd.DataFrame) -> Iterator[Found]:
     yield _of("personal data", list(filter(identifies, images.index)),
               "with what seems a person's name, or a date that may be of birth.", "file name")
     for table in sorted({*Path(images.attrs["root"]).glob("*.csv"), Path(images.attrs["table"])}):
-        if table.is_file() and (private := person_columns(table)):  # no folder or pipe of that name
-            yield ("personal data", None,
-                   f"The table {table.name} has columns about persons: {', '.join(private)}.")
+        with suppress(OSError, ValueError):  # a folder, a pipe, no text
+            if private := person_columns(table_lines(table)[1][0]):
+                yield ("personal data", None,
+                       f"The table {table.name} has columns about persons: {', '.join(private)}.")
     yield _of("patient numbers", images.index[traces["numbered"]], "with the field DICOM PatientID.", "file")
     yield _of("synthetic", images.index[traces["synthetic"]],
               f"of {len(images)} marked as synthetic: they show nobody.", "file")

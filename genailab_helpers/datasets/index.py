@@ -155,7 +155,7 @@ def _find(root: Path) -> tuple[list[str], list[list[str]]]:
 
     images, folders, others, first = [], [], Counter[str](), dict[str, str]()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
-        inner[:] = [name for name in inner if not re.fullmatch(r"\..*|.*masks?|__macosx", name.lower())]
+        inner[:] = [name for name in inner if not names.NO_IMAGES.fullmatch(name)]
         base = Path(folder).relative_to(root)
         folders.append(list(base.parts))
         for name in files:
@@ -180,7 +180,7 @@ def other_files(images: pd.DataFrame) -> list[str]:
     root = Path(images.attrs["root"])
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
     return sorted(name for name in files - set(images.index)
-                  if not re.search(r"(^|/)(\.[^/]*|[^/]*masks?)/", name, re.IGNORECASE))
+                  if not any(map(names.NO_IMAGES.fullmatch, name.split("/")[:-1])))
 
 
 def _looks_like_radiograph(path: str) -> bool:
@@ -297,8 +297,9 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        UTF-8, with a header; commas, semicolons or tabs. The columns may be called as labelling tools and
-        public sets call them (`filename`, `Image Index`, `label`, `grade`, `Patient ID`, `group`, ...).
+        With a header; commas, semicolons or tabs; UTF-8, or as Excel writes it (UTF-16, Windows-1252). The
+        columns may be called as labelling tools and public sets call them (`filename`, `Image Index`,
+        `label`, `grade`, `Patient ID`, `group`, ...).
     graded : bool, default False
         As in `names.canonical_classes`.
 
@@ -312,18 +313,15 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If the file is absent, is no such table, or has no column for the file.
+        If the file is absent, is no such table, or has no column for the file; if a spreadsheet has rounded
+        the patients' numbers.
     """
     try:
-        if not os.path.isfile(path):
-            raise ValueError("no such file")  # or a pipe, which nobody may ever fill
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-        first = next((number for number, line in enumerate(lines)  # Excel writes sep=; and blank lines
-                      if line.strip(",;\t ") and "sep=" not in line), 0)
-        read = pd.read_csv(io.StringIO("\n".join(lines[first:])), sep=max(",;\t", key=lines[first].count),
+        first, lines = table_lines(path)
+        read = pd.read_csv(io.StringIO("\n".join(lines)), sep=max(",;\t", key=lines[0].count),
                            dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (OSError, ValueError) as error:  # no UTF-8, or what pandas says of no table
-        raise ValueError(f"{path}: expected a CSV table in UTF-8 ({' '.join(str(error).split())})") from error
+    except (OSError, ValueError) as error:  # no text, or what pandas says of no table
+        raise ValueError(f"{path}: expected a CSV table ({' '.join(str(error).split())})") from error
     called = defaultdict[str, list[str]](list)
     for column in read.columns:
         called[re.sub(r"[^a-z]", "", str(column).lower())].append(column)
@@ -333,7 +331,7 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         if len(found) > 1:
             raise ValueError(f"{path}: the columns {', '.join(found)} may all be the {kind}; keep one")
     if not chosen["file"]:
-        raise ValueError(f"{path}: no column for the image among {lines[first].strip()!r}; expected one of "
+        raise ValueError(f"{path}: no column for the image among {lines[0].strip()!r}; expected one of "
                          f"{', '.join(_COLUMNS['file'])}")
     rows = pd.DataFrame({kind: read[found[0]] if found else "" for kind, found in chosen.items()}, read.index)
     rows = rows.fillna("").apply(lambda cells: cells.str.strip())
@@ -352,6 +350,28 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     rows["split"] = rows["split"].map(names.canonical_split)
     rows.attrs["columns"] = ", ".join(f"{kind}: {[*found, 'no column'][0]}" for kind, found in chosen.items())
     return rows
+
+
+def table_lines(path: str | Path) -> tuple[int, list[str]]:
+    """Return how many lines stand before the header of a CSV table, and the lines from the header on.
+
+    UTF-8, UTF-16 with its mark, else Windows-1252, as Excel writes it. Raises ValueError for no file or text.
+    """
+    if not os.path.isfile(path):
+        raise ValueError("no such file")  # or a pipe, which nobody may ever fill
+    raw = Path(path).read_bytes()
+    try:
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        if re.search(rb"[\xc3-\xf4][\x80-\xbf]", raw):
+            raise  # damaged UTF-8
+        text = raw.decode("cp1252")
+    if "\0" in text:
+        raise ValueError("no text")
+    lines = io.StringIO(text, newline=None).read().split("\n")
+    first = next((number for number, line in enumerate(lines)  # Excel writes sep=; and blank lines
+                  if line.strip(",;\t ") and "sep=" not in line), 0)
+    return first, lines[first:]
 
 
 def match_table(images: pd.DataFrame, table: str | Path, graded: bool = False) -> pd.DataFrame:

@@ -33,8 +33,7 @@ _PATIENTS = tuple(re.compile(pattern) for pattern in (
     r"(?P<patient>\d{4}-[FM]-\d{3}Y)[01]",  # BUU-LSPINE: patient and view
     r"(?P<patient>\d{7})[LR](?![A-Za-z0-9])",  # OAI knees: patient and side
     r"(?P<patient>case\d+)_\d+",))  # AASCE spines: case and view
-
-
+NO_IMAGES = re.compile(r"\..*|.*masks?|__macosx", re.IGNORECASE)  # folders that are left out
 PATIENT_FOLDER = re.compile(  # the last: a PACS names it as DICOM does
     r"(patient|pat|pt|subject|subj|sub|person|case)[ _-]?\d+|sub-[a-z]?\d+|p\d{4,}|.+\^.+", re.IGNORECASE)
 

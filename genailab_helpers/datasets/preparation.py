@@ -32,6 +32,7 @@ from genailab_helpers.datasets import duplicates, index
 from genailab_helpers.datasets.folders import read_images
 from genailab_helpers.datasets.names import (
     KNOWN,
+    NO_IMAGES,
     SPLITS,
     canonical_class,
     canonical_classes,
@@ -173,7 +174,9 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
         notes = [f"Read from {Path(images.attrs['table']).name}: {rows.attrs['columns']}."]
         every = _follow_table(every, rows, left_out)
     usable = every["class"].map(_is_class_name).astype(bool) & (every["class"].isin(allowed) | (not classes))
-    left_out["no known class in the path or the table"] = every.index[~usable].tolist()
+    several = ~usable & every["class"].str.contains("[|;]")
+    left_out["several classes in one cell"] = every.index[several].tolist()
+    left_out["no known class in the path or the table"] = every.index[~usable & ~several].tolist()
     placed, left_out["not an image"] = every[usable].copy(), _other_files(images)
     if placed.empty:
         held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
@@ -465,8 +468,9 @@ def _say_what_is_off(placed: pd.DataFrame, share: np.ndarray) -> list[str]:
 # ------------------------------------------------------------------------------------- names, tables, files
 
 def _is_class_name(name: str) -> bool:
-    return name.isprintable() and not canonical_split(name) and not re.search(  # some system refuses these
-        r'[/\\:*?"<>|]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|^(.*masks?|images)?$', name.lower())
+    fit = name.isprintable() and not canonical_split(name) and not NO_IMAGES.fullmatch(name)
+    return fit and not re.search(  # some system refuses these
+        r'[/\\:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|^(images)?$', name.lower())
 
 
 def _follow_table(images: pd.DataFrame, rows: pd.DataFrame, left_out: dict[str, list[str]]) -> pd.DataFrame:

@@ -114,9 +114,7 @@ def find_traces(path: Path) -> tuple[list[str], list[str], bool, bool]:
     return personal, texts, "PatientID" in header, SYNTHETIC in tags
 
 
-def person_columns(table: Path) -> list[str]:
-    """Return the columns of a CSV table that name people, by their headings."""
-    with table.open(encoding="utf-8-sig", errors="replace") as file:
-        header = next((line for line in file if line.strip(",;\t \n") and "sep=" not in line), "")
+def person_columns(header: str) -> list[str]:
+    """Return the columns of a CSV table that name people, by the line of its headings."""
     columns = [name.strip().strip('"') for name in re.split("[,;\t]", header)]
     return [name for name in columns if _COLUMNS.search(re.sub(r"[^a-z]", "", name.lower()))]

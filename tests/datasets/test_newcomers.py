@@ -190,6 +190,34 @@ def test_images_of_a_small_folder_within_a_class_stay_together(tmp_path, folder,
     assert set(index_images(tmp_path / "in" / "COVID")["known"]) == {"own"}  # few folders may be anything
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8", "utf-8-sig"])
+def test_a_table_is_read_as_excel_writes_it(tmp_path, encoding):
+    draw(tmp_path / "in/M\u00fcller.png", tmp_path / "in/other.png")
+    lines = "sep=;", "image;label;Patient Name", "M\u00fcller.png;Normal;A", "other.png;COVID;B", ""
+    (tmp_path / "t.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    images = index_images(tmp_path / "in", tmp_path / "t.csv")
+    assert images["class"].tolist() == ["Normal", "COVID"]
+    [found] = [found for found in audit_images(images).findings if "The table" in found.message]
+    assert (found.check, "Patient Name" in found.message) == ("personal data", True)
+
+
+@pytest.mark.parametrize(("patients", "merged"), [
+    (["a", "", "b", "", "", "c", ""], 4), (["a", "a", "b", "", "", "c", ""], 0), ([""] * 7, 0)])
+def test_merged_cells_of_a_spreadsheet_are_suspected(tmp_path, patients, merged):
+    files = [f"{n}.png" for n in range(7)]
+    draw(*(tmp_path / "in/Normal" / name for name in files))
+    images = index_images(tmp_path / "in", table(tmp_path / "t.csv", file=files, patient=patients))
+    found = [found for found in audit_images(images).findings if found.check == "merged cells"]
+    assert [len(one.files) for one in found] == [merged] * bool(merged)
+
+
+def test_an_image_of_several_findings_is_said(tmp_path):
+    draw(*(tmp_path / f"in/{n}.png" for n in range(3)))
+    listed = table(tmp_path / "t.csv", file=["0", "1", "2"], label=["Normal", "Pneumonia|Effusion", "Normal"])
+    done = organize(index_images(tmp_path / "in", listed), tmp_path / "out")
+    assert done.left_out == {"several classes in one cell": ["1.png"]}
+
+
 def test_arms_of_a_study_are_no_patients(tmp_path):
     rows = read_table(table(tmp_path / "a.csv", file=[f"{k}.png" for k in range(40)], Group=["A", "B"] * 20))
     assert set(rows["patient"]) == {""}

@@ -32,7 +32,7 @@ from genailab_helpers.classification.networks import build_backbone
 from genailab_helpers.classification.training import Classifier, load_classifier, save_classifier
 from genailab_helpers.commands import diffusion
 from genailab_helpers.datasets.folders import RadiographFolder
-from genailab_helpers.datasets.index import index_images
+from genailab_helpers.datasets.index import index_images, table_lines
 from genailab_helpers.datasets.privacy import find_traces, person_columns
 from genailab_helpers.diffusion.architectures import UNet2D
 from genailab_helpers.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
@@ -271,7 +271,7 @@ class Folders:
             text = some(rng, ("", "sep=;\n", "\n\n;;\n")) + some(rng, ",;\t").join(cells)
         content = text.encode("utf-8", "surrogateescape")
         path.write_bytes(damage(rng, content) if rng.random() < 0.5 else content)
-        person_columns(path)
+        person_columns(table_lines(path)[1][0])
         assert list(index_images(self.folder, path).index) == self.images
 
 

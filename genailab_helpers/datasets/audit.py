@@ -30,7 +30,7 @@ from genailab_helpers.datasets import names as naming
 from genailab_helpers.datasets import shortcuts
 from genailab_helpers.datasets.duplicates import SIDE, find_duplicates, resized, unit_rows
 from genailab_helpers.datasets.folders import one_class, read_images, refuse_colours
-from genailab_helpers.datasets.index import match_table, other_files, table_lines, torn_patients
+from genailab_helpers.datasets.index import TABLE, match_table, other_files, table_lines, torn_patients
 from genailab_helpers.datasets.names import KNOWN, SPLITS, canonical_class, canonical_split, sort_classes
 from genailab_helpers.datasets.privacy import find_traces, identifies, person_columns, shows_lateral
 from genailab_helpers.features import lite0_features, local_contrast, probe_features
@@ -369,11 +369,15 @@ def _table(images: pd.DataFrame) -> Iterator[Found]:
     table, rows = Path(images.attrs["table"]).name, match_table(images, images.attrs["table"])
     absent = rows["file"][rows["image"] == ""]
     yield "absent files", absent, f"{table} names {_count(len(absent))} that the folder does not hold."
+    cells = rows.groupby("file", sort=False)["patient"].max()
     rows = rows[rows["image"] != ""].set_index("image")
     yield _of("not in table", images.index.difference(rows.index), f"without a row in {table}.")
-    blank = rows["patient"] == ""
-    if blank.mean() > 0.3 and rows["patient"][~blank].is_unique and not blank.all():
-        yield _of("merged cells", rows.index[blank], f"without a patient in {table}, and none has two rows.")
+    blank = cells == ""  # our own films.csv says so of who is not known
+    begun = (~blank & blank.shift(-1, fill_value=False)).sum()  # patients with blank rows below
+    if (table != TABLE and blank.mean() > 0.3 and begun > max(1, 0.25 * (~blank).sum())
+            and not blank.iloc[0] and cells[~blank].is_unique):
+        nobody = images.index[images["known"] == "own"].intersection(rows.index[rows["patient"] == ""])
+        yield _of("merged cells", nobody, f"without a patient in {table}, where no patient has two images.")
     for check, column, where in (("conflicting labels", "class", "class folder"),
                                  ("duplicate across splits", "split", "split")):
         said, own = rows[column], images[column].reindex(rows.index)
@@ -461,8 +465,8 @@ def _people(images: pd.DataFrame) -> Iterator[Found]:
     yield _of("personal data", list(filter(identifies, images.index)),
               "with what seems a person's name, or a date that may be of birth.", "file name")
     for table in sorted({*Path(images.attrs["root"]).glob("*.csv"), Path(images.attrs["table"])}):
-        with suppress(OSError, ValueError):  # a folder, a pipe, no text
-            if private := person_columns(table_lines(table)[1][0]):
+        with suppress(OSError, ValueError):  # a folder, a pipe
+            if private := person_columns(table_lines(table, 1 << 16, "replace")[1][0]):
                 yield ("personal data", None,
                        f"The table {table.name} has columns about persons: {', '.join(private)}.")
     yield _of("patient numbers", images.index[traces["numbered"]], "with the field DICOM PatientID.", "file")

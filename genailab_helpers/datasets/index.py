@@ -176,7 +176,7 @@ def _find(root: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def other_files(images: pd.DataFrame) -> list[str]:
-    """Return the files below an index's root that are no images, outside of hidden folders and `masks`."""
+    """Return the files below an index's root that are no images, outside of folders that are left out."""
     root = Path(images.attrs["root"])
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
     return sorted(name for name in files - set(images.index)
@@ -321,7 +321,8 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
         read = pd.read_csv(io.StringIO("\n".join(lines)), sep=max(",;\t", key=lines[0].count),
                            dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (OSError, ValueError) as error:  # no text, or what pandas says of no table
-        raise ValueError(f"{path}: expected a CSV table ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: expected a CSV table in UTF-8, UTF-16 or Windows-1252 "
+                         f"({' '.join(str(error).split())})") from error
     called = defaultdict[str, list[str]](list)
     for column in read.columns:
         called[re.sub(r"[^a-z]", "", str(column).lower())].append(column)
@@ -352,21 +353,23 @@ def read_table(path: str | Path, graded: bool = False) -> pd.DataFrame:
     return rows
 
 
-def table_lines(path: str | Path) -> tuple[int, list[str]]:
+def table_lines(path: str | Path, n_bytes: int = -1, errors: str = "strict") -> tuple[int, list[str]]:
     """Return how many lines stand before the header of a CSV table, and the lines from the header on.
 
-    UTF-8, UTF-16 with its mark, else Windows-1252, as Excel writes it. Raises ValueError for no file or text.
+    UTF-8, UTF-16 with its mark, else Windows-1252, as Excel writes it, of the first bytes or of all. Raises
+    ValueError for no file, or no text unless `errors` is "replace".
     """
     if not os.path.isfile(path):
         raise ValueError("no such file")  # or a pipe, which nobody may ever fill
-    raw = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        raw = file.read(n_bytes)
     try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors)
     except UnicodeDecodeError:
-        if re.search(rb"[\xc3-\xf4][\x80-\xbf]", raw):
-            raise  # damaged UTF-8
+        if re.search(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}", raw):
+            raise  # damaged UTF-8, or another alphabet
         text = raw.decode("cp1252")
-    if "\0" in text:
+    if "\0" in text and errors == "strict":
         raise ValueError("no text")
     lines = io.StringIO(text, newline=None).read().split("\n")
     first = next((number for number, line in enumerate(lines)  # Excel writes sep=; and blank lines

@@ -173,15 +173,16 @@ def organize(images: pd.DataFrame, output: str | Path, classes: Sequence[str] | 
         rows = index.match_table(images, images.attrs["table"])
         notes = [f"Read from {Path(images.attrs['table']).name}: {rows.attrs['columns']}."]
         every = _follow_table(every, rows, left_out)
-    usable = every["class"].map(_is_class_name).astype(bool) & (every["class"].isin(allowed) | (not classes))
-    several = ~usable & every["class"].str.contains("[|;]")
+    wanted = every["class"].isin(allowed)
+    several = every["class"].str.contains("[|;]") & ~wanted
+    usable = every["class"].map(_is_class_name).astype(bool) & (wanted | (not classes)) & ~several
     left_out["several classes in one cell"] = every.index[several].tolist()
     left_out["no known class in the path or the table"] = every.index[~usable & ~several].tolist()
     placed, left_out["not an image"] = every[usable].copy(), _other_files(images)
     if placed.empty:
         held = ", ".join(sorted({*chain(*folders)})[:5]) or "no folder"
         raise ValueError(" ".join([
-            f"{images.attrs['root']}: none of {len(images)} images has a known class by path ({held}) or "
+            f"{images.attrs['root']}: none of {len(images)} images has one known class by path ({held}) or "
             "table; name classes with --classes, or give a --table of classes.", *notes]))
     if 0 < (placed["split"] == "").sum() < len(placed):
         notes += ["Some images lie in split folders and some do not: the splits were dropped."]

@@ -137,7 +137,8 @@ def test_cells_are_text_and_say_nothing_where_they_are_blank(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("name,patient\na,b\n", "no column for the image"), ("", "expected a CSV table"),
-    ("file\nM\xc3\xbcller\xff", "utf-8"), ("PK\3\4\0\0\xff", "no text")])
+    ("file\nM\xc3\xbcller\xff", "utf-8"), ("PK\3\4\0\0\xff", "no text"),
+    ("file,label\na,\xcd\xee\xf0\xec\xe0\n", "Windows-1252")])  # the last in Cyrillic
 def test_what_is_no_table_is_said(tmp_path, text, message):
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):

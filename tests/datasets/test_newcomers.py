@@ -202,18 +202,29 @@ def test_a_table_is_read_as_excel_writes_it(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(("patients", "merged"), [
-    (["a", "", "b", "", "", "c", ""], 4), (["a", "a", "b", "", "", "c", ""], 0), ([""] * 7, 0)])
+    (["a", "", "b", "", "", "c", ""], 4), (["a", "a", "b", "", "", "c", ""], 0), ([""] * 7, 0),
+    (["", "a", "", "b", "", "", "c"], 0), (["a", "b", "c", "", "", "", ""], 0)])
 def test_merged_cells_of_a_spreadsheet_are_suspected(tmp_path, patients, merged):
     files = [f"{n}.png" for n in range(7)]
     draw(*(tmp_path / "in/Normal" / name for name in files))
     images = index_images(tmp_path / "in", table(tmp_path / "t.csv", file=files, patient=patients))
     found = [found for found in audit_images(images).findings if found.check == "merged cells"]
     assert [len(one.files) for one in found] == [merged] * bool(merged)
+    (tmp_path / "t.csv").rename(tmp_path / "in/films.csv")  # where blank cells are those of nobody known
+    assert "merged cells" not in {one.check for one in audit_images(index_images(tmp_path / "in")).findings}
 
 
-def test_an_image_of_several_findings_is_said(tmp_path):
+def test_columns_about_persons_are_found_in_a_table_that_is_damaged(tmp_path):
+    draw(tmp_path / "Normal/a.png")
+    (tmp_path / "x.csv").write_bytes(b"Patient Name;x\nRen\xc3\xa9;\x00\xff\n")
+    assert "The table x.csv has columns about persons: Patient Name." in {
+        found.message for found in audit_images(index_images(tmp_path)).findings}
+
+
+@pytest.mark.parametrize("label", ["Pneumonia|Effusion", "Pneumonia;Effusion"])
+def test_an_image_of_several_findings_is_said(tmp_path, label):
     draw(*(tmp_path / f"in/{n}.png" for n in range(3)))
-    listed = table(tmp_path / "t.csv", file=["0", "1", "2"], label=["Normal", "Pneumonia|Effusion", "Normal"])
+    listed = table(tmp_path / "t.csv", file=["0", "1", "2"], label=["Normal", label, "Normal"])
     done = organize(index_images(tmp_path / "in", listed), tmp_path / "out")
     assert done.left_out == {"several classes in one cell": ["1.png"]}
 
@@ -270,5 +281,5 @@ def test_classes_asked_for_are_those_of_another_case(tmp_path):
     report = audit_images(index_images(tmp_path / "out"), ["benign", "malignant"])
     found = {finding.check for finding in report.findings}
     assert not found & {"missing class", "extra class"}
-    with pytest.raises(ValueError, match=r"has a known class by path \(Benign, Malignant, archive\)"):
+    with pytest.raises(ValueError, match=r"has one known class by path \(Benign, Malignant, archive\)"):
         organize(index_images(tmp_path / "in"), tmp_path / "other")

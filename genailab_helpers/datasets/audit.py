@@ -372,7 +372,7 @@ def _table(images: pd.DataFrame) -> Iterator[Found]:
     cells = rows.groupby("file", sort=False)["patient"].max()
     rows = rows[rows["image"] != ""].set_index("image")
     yield _of("not in table", images.index.difference(rows.index), f"without a row in {table}.")
-    blank = cells == ""  # our own films.csv says so of who is not known
+    blank = cells == ""  # so films.csv, which is ours, writes who is not known
     begun = (~blank & blank.shift(-1, fill_value=False)).sum()  # patients with blank rows below
     if (table != TABLE and blank.mean() > 0.3 and begun > max(1, 0.25 * (~blank).sum())
             and not blank.iloc[0] and cells[~blank].is_unique):

@@ -9,8 +9,9 @@ person.
 # ruff: noqa: RUF009 - `vary` only wraps `dataclasses.field`
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -21,20 +22,20 @@ from torch.nn import functional
 from genailab_helpers.phantoms import exposure, solids
 from genailab_helpers.phantoms.anatomy import Anatomy, Render, draw_batches, draw_fields, vary
 from genailab_helpers.phantoms.exposure import BONE_EXCESS, SOFT
-from genailab_helpers.phantoms.solids import Patch, Placement, Rays, each, ellipsoid, half_chord, joined, tube
+from genailab_helpers.phantoms.solids import Patch, Rays, Solid, each, ellipsoid, half_chord, joined, tube
 
 FINDINGS = ("Normal", "Pneumonia", "COVID", "Lung_Opacity", "Viral Pneumonia")
 CONFOUNDERS = ("marker", "text", "border", "collimation", "exposure")
 STRUCTURES = ("body", "right_lung", "left_lung", "heart", "mediastinum", "aorta", "trachea", "vessels",
               "ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "spine", "diaphragm",
               "stomach_bubble")
-_BONES = ("ribs_posterior", "ribs_anterior", "clavicles", "scapulae", "humeri", "spine")
 
 SIDE_CM = 35.0  # of the detector
 N_BLOBS = 6
 BRANCHES, LEVELS = 4, 4
 OVEREXPOSURE = 1.0  # how many times the photons an overexposed image has too many
-_SIGN = (-1.0, 1.0)  # the patient's right side is on the viewer's left
+_Keep = Callable[[Tensor], Tensor] | None  # what is to be made of the path lengths in a structure
+_SIDES = torch.tensor([[-1.0], [1.0]])  # the patient's right side is on the viewer's left
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class ChestAnatomy(Anatomy):
     lesion: Tensor = vary(0.0, 1.0, N_BLOBS, 5)
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> solids.Placement:
         """How the bodies stand before the detector."""
-        return Placement(SIDE_CM, self.shift_x, self.shift_y, self.magnification, self.lean, self.bend)
+        return solids.Placement(SIDE_CM, self.shift_x, self.shift_y, self.magnification, self.lean, self.bend)
 
 
 def sample_chests(n_samples: int, seed: int = 0,
@@ -206,7 +207,7 @@ def sample_hospital(n_samples: int, hospital: str, seed: int = 0) -> ChestAnatom
 
 
 def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 24) -> Render:
+                  batch_size: int | None = None) -> Render:
     """Project chests to images.
 
     Parameters
@@ -218,9 +219,9 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
     masks : bool, default False
         Whether to return where each of STRUCTURES, the lesion, and each of "marker", "text", "border" and
         "collimation" lies.
-    batch_size : int, default 24
-        Chests rendered at a time by each thread; bounds the memory and keeps the work in the processor's
-        cache, and changes no pixel.
+    batch_size : int, optional
+        Chests rendered at a time by each thread, which bounds the memory and changes no pixel. Default: at
+        most 30 of 128 rays a side, and of other sizes as many as have as many rays.
 
     Returns
     -------
@@ -239,11 +240,11 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
     (torch.Size([2, 1, 64, 64]), ['aorta', 'body', 'border', 'clavicles'])
     """
     n_rays = solids.rays_a_side(img_size)
-    torch.empty(7_500_000)  # teaches the C library to keep freed memory, which saves a fifth of the time
+    project = _projection(anatomy, n_rays, partial(solids.covered, n_pixels=img_size) if masks else None)
 
     def draw(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         a = anatomy[rows]
-        line_integral, parts = _project(a, n_rays)
+        line_integral, where = project(rows)
         noise = exposure.random_fields(a.keys, img_size, stream=0).to(line_integral)
         overexposed = a.confounders[:, CONFOUNDERS.index("exposure")].to(noise.dtype)
         photons = a.photons * (1 + OVEREXPOSURE * overexposed)
@@ -253,16 +254,13 @@ def render_chests(anatomy: ChestAnatomy, img_size: int = 128, masks: bool = Fals
         # the display follows the signal, but does not know of an overexposure: more photons come out darker
         white = bright - window * a.brightness + overexposed * math.log1p(OVEREXPOSURE)
         images = exposure.display(signal, white - window, white, a.contrast)
-        stamps = _stamps(a, img_size) if masks or a.confounders.any() else {}
-        for where, grey in stamps.values():
-            images = torch.where(where, grey, images)
-        if not masks:
-            return images, {}
-        truth = {name: where for name, (where, _) in stamps.items()}
-        return images, truth | {name: solids.covered(parts[name], line_integral, img_size)
-                                for name in (*STRUCTURES, "lesion")}
+        truth = dict.fromkeys(_STAMPS, torch.zeros_like(images, dtype=torch.bool)) if masks else {}
+        for name, stamp, grey in _stamps(a, img_size) if a.confounders.any() else ():
+            images = torch.where(stamp, grey, images)
+            truth |= {name: stamp} if masks else {}
+        return images, truth | where
 
-    return draw_batches(anatomy, draw, batch_size)
+    return draw_batches(anatomy, draw, n_rays, batch_size)
 
 
 def trace(anatomy: ChestAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -276,47 +274,90 @@ def trace(anatomy: ChestAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, Tenso
         (N, H, W) path length in cm in each of STRUCTURES, exactly 0 where the ray misses it, and in "lesion",
         whose extent does not depend on its severity.
     """
-    line_integral, parts = _project(anatomy, n_pixels)
-    blank = torch.zeros_like(line_integral)
-    return line_integral, {name: joined(blank, parts[name]) for name in (*STRUCTURES, "lesion")}
+    return _projection(anatomy, n_pixels, lambda length: length)(slice(None))
 
 
-def _project(a: ChestAnatomy, n_pixels: int) -> tuple[Tensor, dict[str, list[Patch]]]:
-    """Return line integrals (N, H, W), and the path lengths in each structure."""
-    rays = a.placement.rays(n_pixels)
-    tissue = exposure.random_fields(a.keys, 64, stream=1).to(rays.x)
-    blank, whole = torch.zeros_like(rays.x), (slice(None),) * 3
-    body = _body(a, n_pixels, tissue)
-    parts = _centre(a, rays) | _skeleton(a, rays, body) | _ribs(a, rays)
-    parts |= _lungs(a, rays, body, joined(blank, parts["heart"] + parts["mediastinum"] + parts["aorta"]))
-    lung = solids.summed(blank, parts["right_lung"] + parts["left_lung"])
-    vessels = torch.minimum(joined(_vessels(a, blank), parts["hila"]), lung)
-    gas = joined(blank, parts["trachea"] + parts["bronchi"] + parts["stomach_bubble"])
-    texture = 1 + 0.02 * solids.enlarged(tissue, n_pixels)
-    aerated = (lung * texture - vessels) * each(1 - a.lung_density)
-    soft = body - aerated - torch.minimum(gas, body)
-    parts |= {"body": [Patch(whole, body)], "vessels": [Patch(whole, vessels)], "lesion": []}
+def _projection(anatomy: ChestAnatomy, n_pixels: int,
+                keep: _Keep) -> Callable[[slice], tuple[Tensor, dict[str, Tensor]]]:
+    """Make a function that projects some of N chests, whose solids are worked out here for all.
+
+    It returns line integrals (N, H, W), and what `keep` makes of the path lengths in each structure.
+    """
+    flesh, centre, skeleton = _flesh(anatomy), _centre(anatomy), _skeleton(anatomy)
+
+    def drawn(table: Mapping[str, Sequence[Solid]], rays: Rays, rows: slice) -> dict[str, list[Patch]]:
+        return {name: [solid(rays, rows) for solid in group] for name, group in table.items()}
+
+    def project(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        a = anatomy[rows]
+        rays, coarse = a.placement.rays(n_pixels), a.placement.rays(-(-n_pixels // 2))
+        tissue = exposure.random_fields(a.keys, 64, stream=1).to(a.turn)
+        body = solids.enlarged(_body(a, coarse, drawn(flesh, coarse, rows), tissue), n_pixels)
+        bones, hard = _bones(a, rays, body, drawn(skeleton, rays, rows), keep)
+        soft, found = _soft_tissue(a, rays, body, tissue, drawn(centre, rays, rows), keep)
+        line_integral = soft.clamp_(min=0).mul_(each(SOFT * a.kilovolt))
+        return line_integral.add_(bones.mul_(each(BONE_EXCESS * a.bone_density * a.kilovolt))), found | hard
+
+    return project
+
+
+def _soft_tissue(a: ChestAnatomy, rays: Rays, body: Tensor, tissue: Tensor, parts: dict[str, list[Patch]],
+                 keep: _Keep) -> tuple[Tensor, dict[str, Tensor]]:
+    """Path lengths in soft tissue, of which aerated lung and gas are spared, and in each structure."""
+    blank, n_pixels = torch.zeros_like(body), body.shape[-1]
+    displaced = joined(blank, parts["heart"] + parts["mediastinum"] + parts["aorta"])
+    lung, domes, rise = _lungs(a, rays, body, displaced)
+    vessels = torch.minimum(joined(_vessels(a, n_pixels), parts.pop("hila")), lung)
+    aerated = solids.enlarged(1 + 0.02 * tissue, n_pixels).mul_(lung)
+    aerated -= vessels
+    aerated *= each(1 - a.lung_density)
+    gas = joined(blank, parts["trachea"] + parts.pop("bronchi") + parts["stomach_bubble"])
+    soft = (body - aerated).sub_(torch.minimum(gas, body))
+    lesion = blank
     if bool((a.finding != FINDINGS.index("Normal")).any()):
-        extent, density = _lesion(a, rays, lung, vessels, tissue)
-        soft = soft + density * aerated
-        parts["lesion"] = [Patch(whole, extent)]
-    bones = solids.summed(blank, [patch for name in _BONES for patch in parts[name]])
-    line_integral = soft.clamp(min=0) * each(SOFT * a.kilovolt)
-    return line_integral + bones * each(BONE_EXCESS * a.bone_density * a.kilovolt), parts
+        lesion, density = _lesion(a, rays, lung, vessels, tissue)
+        soft += density * aerated
+    if keep is None:
+        return soft, {}
+    left = solids.positive(rays.x)
+    return soft, {name: keep(joined(blank, patches)) for name, patches in parts.items()} | {
+        "body": keep(body), "right_lung": keep(lung * (1 - left)), "left_lung": keep(lung * left),
+        "vessels": keep(vessels), "diaphragm": keep(domes * solids.positive(rise)), "lesion": keep(lesion)}
 
 
-def _body(a: ChestAnatomy, n_pixels: int, tissue: Tensor) -> Tensor:
-    """Soft tissue from skin to skin, as if the lungs were full; smooth, so half the rays will do."""
-    rays = a.placement.rays(-(-n_pixels // 2))
-    trunk = _trunk(a, rays)
-    body = joined(trunk, [_neck(a, rays), *(tube(rays, _arm(a, side), a.arm_width) for side in (0, 1))])
+def _bones(a: ChestAnatomy, rays: Rays, body: Tensor, parts: dict[str, list[Patch]],
+           keep: _Keep) -> tuple[Tensor, dict[str, Tensor]]:
+    """Path lengths in bone, of all bones together and of each kind."""
+    posterior, anterior = _ribs(a, rays)
+    clavicles = [Patch(window, length * each(a.clavicles)) for window, length in parts["clavicles"]]
+    parts |= {"clavicles": clavicles, "spine": [_spine(a, rays)]}
+    bones = solids.summed(posterior + anterior, [patch for patches in parts.values() for patch in patches])
+    bones = torch.minimum(bones, body)
+    if keep is None:
+        return bones, {}
+    del parts["humeri"]
+    blank = torch.zeros_like(body)
+    return bones, {"ribs_posterior": keep(torch.minimum(posterior, body)),
+                   "ribs_anterior": keep(torch.minimum(anterior, body))} | {
+        name: keep(torch.minimum(joined(blank, patches), body)) for name, patches in parts.items()}
+
+
+def _flesh(a: ChestAnatomy) -> dict[str, list[Solid]]:
+    """Arms and breasts, which half the rays will do for."""
     thickness = 0.5 * (a.breast.clamp(min=0) + 1e-9).sqrt()
-    breasts = [ellipsoid(rays, sign * 8.5, 3.0, 6.3, 5.5, thickness) for sign in _SIGN]
+    beside = (_SIDES * 8.5).expand(2, len(a))
+    return {"arms": [tube(_arm(a), a.arm_width)], "breasts": [ellipsoid(beside, 3.0, 6.3, 5.5, thickness)]}
+
+
+def _body(a: ChestAnatomy, rays: Rays, parts: Mapping[str, Sequence[Patch]], tissue: Tensor) -> Tensor:
+    """Soft tissue from skin to skin, as if the lungs were full; smooth, so half the rays will do."""
+    trunk = _trunk(a, rays)
+    body = joined(torch.maximum(trunk, _neck(a, rays)), parts["arms"])
     # squared, a layer thins out towards its rim
-    breasts = [Patch(box, length * length) for box, length in breasts]
+    breasts = [Patch(window, length * length) for window, length in parts["breasts"]]
     body = body + torch.minimum(solids.summed(torch.zeros_like(trunk), breasts), 0.3 * trunk)
-    fat = 1 + 0.05 * solids.enlarged(tissue[:, :8, :8], len(rays.y[0]))  # and muscle, unevenly spread
-    return solids.enlarged(body * fat, n_pixels)
+    fat = solids.enlarged(1 + 0.05 * tissue[:, :8, :8], len(rays.y[0]))  # and muscle, unevenly spread
+    return body * fat
 
 
 def _trunk(a: ChestAnatomy, rays: Rays) -> Tensor:
@@ -330,39 +371,40 @@ def _trunk(a: ChestAnatomy, rays: Rays) -> Tensor:
     return half_chord(outline * (0.4 + 0.6 * outline)) * (thinner * each(2 * a.trunk_depth))
 
 
-def _neck(a: ChestAnatomy, rays: Rays) -> Patch:
+def _neck(a: ChestAnatomy, rays: Rays) -> Tensor:
     """Neck, which widens into the shoulders."""
-    box, near = rays.within((-14.0, 14.0), (-math.inf, -6.0))
-    slope = (near.y + 20).clamp(0, 10.5)
-    across = (near.x * (1 / (each(a.neck_width) + 0.07 * slope * slope))) ** 2
-    below = (near.y + 10.5).clamp(min=0) * (1 / 4.2)
-    return Patch(box, half_chord(across * across + below * below) * 12.5)
+    slope = (rays.y + 20).clamp(0, 10.5)
+    across = (rays.x * (1 / (each(a.neck_width) + 0.07 * slope * slope))) ** 2
+    below = (rays.y + 10.5).clamp(min=0) * (1 / 4.2)
+    return half_chord(across * across + below * below) * 12.5
 
 
-def _arm(a: ChestAnatomy, side: int) -> list[tuple[Tensor, Tensor]]:
-    """Shoulder and elbow."""
-    x, y, angle = a.trunk_width - 3.4, a.shoulder_y - 1.5, a.arm_angle[:, side]
-    return [(_SIGN[side] * x, y), (_SIGN[side] * (x + 30 * torch.sin(angle)), y + 30 * torch.cos(angle))]
+def _arm(a: ChestAnatomy) -> list[tuple[Tensor, Tensor]]:
+    """Shoulder and elbow of both arms."""
+    x, y, angle = a.trunk_width - 3.4, a.shoulder_y - 1.5, a.arm_angle.T
+    return [(_SIDES * x, y), (_SIDES * (x + 30 * torch.sin(angle)), y + 30 * torch.cos(angle))]
 
 
-def _lungs(a: ChestAnatomy, rays: Rays, body: Tensor, displaced: Tensor) -> dict[str, list[Patch]]:
-    """Each lung fills its side of the thorax between ribs, centre and diaphragm."""
-    parts: dict[str, list[Patch]] = {"diaphragm": []}
-    for side, name in enumerate(("right_lung", "left_lung")):
-        base = a.diaphragm_y + a.dome_drop * side + a.dome_height[:, side]  # the costophrenic angle
-        box, near = rays.within((0.0, _SIGN[side] * a.cage_width), (a.apex_y, base))
-        x = _SIGN[side] * near.x
-        above = ((near.y <= each(base)) & (near.y >= each(a.apex_y))).to(x.dtype)
-        middle, half = _cage(a, near.y)
-        u = ((x - middle) * (1 / half)) ** 2
-        pleura = half_chord(u * (0.4 + 0.6 * u)) * (above * each(2 * a.lung_depth))
-        # a dome as wide as its side of the thorax, and deeper
-        u = (x - each(0.515 * a.cage_width)) * each(1 / (0.485 * a.cage_width))
-        v = (near.y - each(base)) * each(1 / a.dome_height[:, side])
-        dome = half_chord(u * u + v * v) * (above * each(3.2 * a.lung_depth))
-        parts[name] = [Patch(box, torch.minimum((pleura - displaced[box] - dome).clamp(min=0), body[box]))]
-        parts["diaphragm"].append(Patch(box, dome))
-    return parts
+def _lungs(a: ChestAnatomy, rays: Rays, body: Tensor, displaced: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both lungs, each of which fills its side of the thorax from ribs to centre, and the domes below.
+
+    Also returned is how high a ray passes above the costophrenic angle, in heights of the dome; where it is 0
+    the domes still go on, and do not count.
+    """
+    x, y = rays.x, rays.y
+    left, x = solids.positive(x), x.abs_()
+    angle = a.diaphragm_y + _SIDES.clamp(min=0) * a.dome_drop + a.dome_height.T  # costophrenic, of each side
+    depth = each(2 * a.lung_depth) * (y >= each(a.apex_y))
+    middle, half = _cage(a, y)
+    u = ((x - middle) * (1 / half)).square_()
+    lung = half_chord((0.6 * u).add_(0.4).mul_(u)).mul_(depth)  # out to the pleura
+    # a dome as wide as its side of the thorax, and deeper
+    u = (x - each(0.515 * a.cage_width)).mul_(each(1 / (0.485 * a.cage_width)))
+    right_rise, left_rise = ((each(angle) - y) * each(1 / a.dome_height.T.clamp(min=1e-4))).clamp(min=0)
+    rise = ((left_rise - right_rise) * left).add_(right_rise)
+    domes = half_chord(u.square_().addcmul_(rise, rise)).mul_(1.6 * depth)
+    lung = lung.sub_(displaced).sub_(domes).clamp_(min=0)
+    return torch.minimum(lung, body), domes, rise
 
 
 def _cage(a: ChestAnatomy, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -372,66 +414,60 @@ def _cage(a: ChestAnatomy, y: Tensor) -> tuple[Tensor, Tensor]:
     return each(a.cage_width) * (0.53 - 0.15 * up), each(a.cage_width) * 0.47 * half
 
 
-def _centre(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
+def _centre(a: ChestAnatomy) -> dict[str, list[Solid]]:
     """Heart, great vessels, hila, airways, and the gas in the stomach under the left dome."""
     turn, scale, dome = a.turn, a.cage_width / 13.6, a.diaphragm_y + a.dome_drop  # a heart fits its thorax
     y, bubble = dome - a.heart_rise, a.bubble_width.clamp(min=0.15)
-    (right, left), arch, carina = a.hilum.unbind(1), a.arch_radius, (turn + 0.15, -6.3)
+    hilum, arch, carina = a.hilum.T, a.arch_radius, (turn + 0.15, -6.3)
     return {
-        "heart": [ellipsoid(rays, a.heart_x * scale + turn, y, a.heart_width * scale, a.heart_height * scale,
+        "heart": [ellipsoid(a.heart_x * scale + turn, y, a.heart_width * scale, a.heart_height * scale,
                             5.2, a.heart_angle),
-                  ellipsoid(rays, turn - 1.6 * scale, y - 1.4, 0.36 * a.heart_width * scale, 4.8, 4.8)],
-        "mediastinum": [ellipsoid(rays, turn, -9.0, a.mediastinum_width, 10.0, 4.3),
-                        ellipsoid(rays, turn + 2.0, -2.9, 1.9, 4.6, 4.3)],  # the second: the pulmonary trunk
-        "aorta": [ellipsoid(rays, turn + 1.75, -8.8, arch, 1.15 * arch, 2.2 * arch),
-                  tube(rays, [(1.8 - turn, turn - 8.5), (0.9 - turn, turn + 8.0)], 1.0)],
-        "hila": [ellipsoid(rays, turn - 3.4, -2.2, 0.9 * right, 1.9 * right, 1.1, 0.25),
-                 ellipsoid(rays, turn + 3.4, -3.2, 0.9 * left, 1.9 * left, 1.1, -0.25)],
-        "trachea": [tube(rays, [(turn - 0.1, -22.0), carina], a.trachea_width)],
-        "bronchi": [tube(rays, [carina, (turn - 2.6, -3.2)], 0.65),
-                    tube(rays, [carina, (turn + 3.6, -3.3)], 0.55)],
-        "stomach_bubble": [ellipsoid(rays, a.bubble_x, dome + a.bubble_depth + 0.6 * bubble, bubble,
+                  ellipsoid(turn - 1.6 * scale, y - 1.4, 0.36 * a.heart_width * scale, 4.8, 4.8)],
+        "mediastinum": [ellipsoid(turn, -9.0, a.mediastinum_width, 10.0, 4.3),
+                        ellipsoid(turn + 2.0, -2.9, 1.9, 4.6, 4.3)],  # the second: the pulmonary trunk
+        "aorta": [ellipsoid(turn + 1.75, -8.8, arch, 1.15 * arch, 2.2 * arch),
+                  tube([(1.8 - turn, turn - 8.5), (0.9 - turn, turn + 8.0)], 1.0)],
+        "hila": [ellipsoid(turn + 3.4 * _SIDES, -2.7 - 0.5 * _SIDES, 0.9 * hilum, 1.9 * hilum, 1.1,
+                           -0.25 * _SIDES)],
+        "trachea": [tube([(turn - 0.1, -22.0), carina], a.trachea_width)],
+        "bronchi": [tube([carina, (turn + 0.5 + 3.1 * _SIDES, -3.25 - 0.05 * _SIDES)],
+                         0.6 - 0.05 * _SIDES)],
+        "stomach_bubble": [ellipsoid(a.bubble_x, dome + a.bubble_depth + 0.6 * bubble, bubble,
                                      0.6 * bubble, 1.2 * bubble)],
     }
 
 
-def _vessels(a: ChestAnatomy, canvas: Tensor) -> Tensor:
+def _vessels(a: ChestAnatomy, n_pixels: int) -> Tensor:
     """Trees of vessels that grow from both hila and split at each level."""
     bend, n = a.vessel_bend, len(a)
-    sign = bend.new_tensor(_SIGN)[:, None]
+    sign = _SIDES.to(bend)
     angle = bend.new_tensor((-1.1, -0.25, 0.55, 1.2))  # 0 is outwards
     x = (a.turn[:, None, None] + 3.0 * sign).expand(n, 2, BRANCHES)
     y = bend.new_tensor(((-2.4,), (-3.4,))).expand(n, 2, BRANCHES)
+    levels = []
     for level, jitter in enumerate(bend.split([BRANCHES * 2**level for level in range(LEVELS)], 2)):
         angle = angle + (0.16 if level == 0 else 0.22) * jitter[..., 0]
         reach = 3.6 * 0.8**level * (1 + 0.18 * jitter[..., 1])
         end_x, end_y = x + sign * reach * torch.cos(angle), y + reach * torch.sin(angle)
-        canvas = solids.with_segments(canvas, a.placement, 0.70 * 0.64**level * a.vessel_width[:, None],
-                                      *(place.flatten(1) for place in (x, y, end_x, end_y)))
+        radius = (0.70 * 0.64**level * a.vessel_width)[:, None, None].expand_as(x)
+        levels.append(torch.stack((radius, x, y, end_x, end_y)).flatten(2))
         angle = (angle[..., None] + bend.new_tensor((-0.42, 0.36))).flatten(2)
         x, y = end_x.repeat_interleave(2, dim=2), end_y.repeat_interleave(2, dim=2)
-    return canvas
+    return solids.segments(n_pixels, a.placement, *torch.cat(levels, 2))
 
 
-def _skeleton(a: ChestAnatomy, rays: Rays, body: Tensor) -> dict[str, list[Patch]]:
-    """Clavicles, shoulder blades and upper arms of both sides, and the spine."""
-    parts: dict[str, list[Patch]] = {"clavicles": [], "scapulae": [], "humeri": []}
-    for side, sign in enumerate(_SIGN):
-        y, rise, x = a.clavicle_y[:, side], a.clavicle_rise[:, side], a.turn + sign * 1.4
-        ends = (x, y), (x + sign * 5.5, y - 0.6 * rise + 0.2), (x + sign * 14.0, y - rise)
-        box, length = tube(rays, ends, 0.91, is_bone=True)
-        parts["clavicles"].append(Patch(box, length * each(a.clavicles)))
-        x = 10.5 + a.scapula_x[:, side]
-        blade = [(sign * x, -10.5), (sign * (x + 0.8), 1.5), (sign * (x + 5.2), -9.0)]
-        ridge = [(sign * (x + 0.2), -9.5), (sign * (x + 6.5), -12.4)]
-        parts["scapulae"] += [tube(rays, blade, 0.42, is_bone=True), tube(rays, ridge, 0.5, is_bone=True)]
-        parts["humeri"].append(tube(rays, _arm(a, side), 1.15, is_bone=True))
-    return {"spine": [_spine(a, rays)]} | {
-        name: [Patch(box, torch.minimum(length, body[box])) for box, length in patches]
-        for name, patches in parts.items()}
+def _skeleton(a: ChestAnatomy) -> dict[str, list[Solid]]:
+    """Clavicles, shoulder blades and upper arms of both sides."""
+    y, rise, x, blade_x = a.clavicle_y.T, a.clavicle_rise.T, a.turn + _SIDES * 1.4, 10.5 + a.scapula_x.T
+    ends = (x, y), (x + _SIDES * 5.5, y - 0.6 * rise + 0.2), (x + _SIDES * 14.0, y - rise)
+    blade = (_SIDES * blade_x, -10.5), (_SIDES * (blade_x + 0.8), 1.5), (_SIDES * (blade_x + 5.2), -9.0)
+    ridge = (_SIDES * (blade_x + 0.2), -9.5), (_SIDES * (blade_x + 6.5), -12.4)
+    return {"clavicles": [tube(ends, 0.91, is_bone=True)],
+            "scapulae": [tube(blade, 0.42, is_bone=True), tube(ridge, 0.5, is_bone=True)],
+            "humeri": [tube(_arm(a), 1.15, is_bone=True)]}
 
 
-def _ribs(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
+def _ribs(a: ChestAnatomy, rays: Rays) -> tuple[Tensor, Tensor]:
     """Posterior and anterior arcs of all ribs at once.
 
     A pair of ribs is a ring in a tilted plane around the thorax: x = w sin(psi), y = y_k + h (1 - cos(psi)),
@@ -439,32 +475,37 @@ def _ribs(a: ChestAnatomy, rays: Rays) -> dict[str, list[Patch]]:
     then tells how far the nearest ring is.
     """
     start = a.apex_y + a.rib_y
-    lowest = start + 9 * a.rib_spacing + 2 * a.rib_drop.clamp(min=0) + 2.0
-    box, near = rays.within((-a.cage_width - 1.0, a.cage_width + 1.0), (a.apex_y - 0.6, lowest))
-    x, (middle, half) = near.x.abs(), _cage(a, near.y)
-    squared_sine = (x * (1 / (middle + half + 0.25))) ** 2  # the inner border touches the pleura
-    cosine, flank = half_chord(squared_sine), squared_sine**2
+    x, y = rays.x.abs_(), rays.y
+    middle, half = _cage(a, y)
+    squared_sine = (x * (1 / (middle + half + 0.25))).square_()  # the inner border touches the pleura
+    cosine, flank = half_chord(squared_sine), squared_sine * squared_sine
     # in the flank a rib falls steeply, and runs along the beam
-    across = (1 - 0.55 * flank * flank) * each(a.rib_spacing / a.rib_radius)  # from heights to distances
-    chord = (1 + 0.7 * flank) * (each(2 * a.rib_radius) * (near.y >= each(a.apex_y - 0.6)))
-    chord = chord * (cosine * 1e6).detach().clamp(max=1) * (x * 2 - 2.4).clamp(0, 1)
-    height = (near.y - each(start + a.rib_drop)) * each(1 / a.rib_spacing)
-    cosine = cosine * each(a.rib_drop / a.rib_spacing)
+    scale = each(a.rib_spacing / a.rib_radius)  # from heights to distances
+    across = (flank * flank).mul_(-0.55 * scale).add_(scale)
+    thick = each(2 * a.rib_radius) * (y >= each(a.apex_y - 0.6))
+    chord = (flank * (0.7 * thick)).add_(thick)
+    chord *= solids.positive(cosine)
+    chord *= (2 * x).sub_(2.4).clamp_(0, 1)
+    height = (y - each(start + a.rib_drop)) * each(1 / a.rib_spacing)
+    cosine *= each(a.rib_drop / a.rib_spacing)
 
     def arcs(number: Tensor) -> Tensor:
-        distance = (number - number.detach().round().clamp(0, 9)) * across
-        return solids.bone(distance * distance) * chord
+        number -= number.detach().round().clamp_(0, 9)
+        number *= across
+        return solids.bone(number.square_()).mul_(chord)
 
     # cartilage hardly shows: in front the bone ends further out the lower the rib
-    down = near.y - each(a.apex_y)
-    anterior = arcs(height - cosine) * (x * 1.6 - (down * 0.35 + 5.0)).clamp(0, 1)
-    anterior = anterior * (2.6 - 0.1 * down).clamp(0, 0.6)
-    return {"ribs_posterior": [Patch(box, arcs(height + cosine))], "ribs_anterior": [Patch(box, anterior)]}
+    down = y - each(a.apex_y)
+    anterior = arcs(height - cosine)
+    anterior *= (1.6 * x).sub_(down * 0.35 + 5.0).clamp_(0, 1)
+    anterior *= (2.6 - 0.1 * down).clamp(0, 0.6)
+    return arcs(height + cosine), anterior
 
 
 def _spine(a: ChestAnatomy, rays: Rays) -> Patch:
     """Vertebral bodies with discs between, pedicles and spinous processes."""
-    box, near = rays.within((-1.9 - a.turn.abs(), 1.9 + a.turn.abs()))
+    edge = 1.9 + a.turn.abs()
+    window, near = rays.within(solids.edges_of(-edge, edge, -math.inf, math.inf))
     height = each(a.vertebra_height)
     number = near.y * (1 / height)
     place = number - number.floor().detach()
@@ -477,7 +518,7 @@ def _spine(a: ChestAnatomy, rays: Rays) -> Patch:
     for x, y, wide, high, thick in ((1.0, 0.38, 0.36, 0.5, 0.3), (0.0, 0.80, 0.28, 0.6, 0.5)):
         dx, dy = (side - x) * (1 / wide), (place - y) * height * (1 / high)  # pedicles, spinous process
         solid = solid + thick * half_chord(dx * dx + dy * dy)
-    return Patch(box, solid * each(a.spine))
+    return Patch(window, solid * each(a.spine))
 
 
 # How a finding shows: blobs of changed lung, and what fills them; a row for each of FINDINGS, lengths in cm.
@@ -508,10 +549,12 @@ def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor, vessels: Tensor,
     x = torch.where(sides == 1, one_side, one_side * in_turn) * (out + out_sd * aside)
     y = down + down_sd * drift[:, :1] + each_sd * along
     size = 1 + 0.2 * growth
-    shape = torch.zeros_like(lung)
+    distances = []
     for blob_x, blob_y, scale in zip(x.split(1, 1), y.split(1, 1), size.split(1, 1), strict=True):
-        dx, dy = (rays.x - blob_x) * (1 / (width * scale)), (rays.y - blob_y) * (1 / (height * scale))
-        shape = torch.maximum(shape, torch.exp(-dx * dx - dy * dy))
+        dx = rays.x.sub_(blob_x).mul_(1 / (width * scale))
+        dy = (rays.y - blob_y) * (1 / (height * scale))
+        distances.append((dx * dx).add_(dy * dy))
+    shape = torch.exp(-reduce(torch.minimum, distances))
     shape = shape * (1 + mottle * solids.enlarged(tissue[:, :24, :24], n_pixels))
     lines = (1 - 2.5 * solids.enlarged(tissue, n_pixels).abs()).clamp(min=0)  # thickened septa
     shape = shape * (1 - net * (1 - lines))
@@ -522,17 +565,18 @@ def _lesion(a: ChestAnatomy, rays: Rays, lung: Tensor, vessels: Tensor,
     # the bronchi beside the vessels keep their air: black branches in a consolidation
     bronchi = torch.roll(vessels, (n_pixels // 90, n_pixels // 60), (1, 2))
     airy = (bronchi * 1.5).clamp(max=0.35) * (gain > 1.5)
-    return lung * (density > 0.05), density * (1 - airy) * each(a.severity)
+    return lung * solids.positive(density - 0.05), density * (1 - airy) * each(a.severity)
 
 
 # letters in dots, their height, and row and column where they begin, as fractions of the image
 _L = "100000 100000 100000 100000 100000 100000 111110"
 _AP = "011100111100 100010100010 100010100010 111110111100 100010100000 100010100000 100010100000"
+_STAMPS = ("marker", "text", "border", "collimation")
 _LETTERS = {"marker": (_L, 0.065, (0.05, 0.88)), "text": (_AP, 0.045, (0.93, 0.05))}
 
 
-def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, float]]:
-    """Where (N, H, W) and in which grey the things that are not the patient's cover the image."""
+def _stamps(a: ChestAnatomy, img_size: int) -> Iterator[tuple[str, Tensor, float]]:
+    """Yield where (N, H, W) and in which grey each thing that is not the patient's covers the image."""
     wanted = dict(zip(CONFOUNDERS, a.confounders.unbind(1), strict=True))
     jitter, columns = a.lesion[:, :, 4], torch.arange(img_size)
     rows = columns[:, None]
@@ -541,8 +585,8 @@ def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, float]]:
     inside = (columns >= left) & (columns < img_size - right) & (rows >= top) & (rows < img_size - bottom)
     width = max(1, round(img_size / 64))
     edge = (columns < width) | (columns >= img_size - width)
-    stamps = {"collimation": (~inside & each(wanted["collimation"]), -1.0),
-              "border": ((edge | edge[:, None]) & each(wanted["border"]), 0.9)}
+    yield "collimation", ~inside & each(wanted["collimation"]), -1.0
+    yield "border", (edge | edge[:, None]) & each(wanted["border"]), 0.9
     for name, (letters, size, corner) in _LETTERS.items():
         dots = torch.tensor([[[[float(dot) for dot in row] for row in letters.split()]]])
         scale = max(7, round(size * img_size)) / 7
@@ -552,5 +596,4 @@ def _stamps(a: ChestAnatomy, img_size: int) -> dict[str, tuple[Tensor, float]]:
         y, x = place.round().long().clamp(min=0).minimum(img_size + 1 - last).unbind(1)
         down, right = (rows - each(y) + 1).clamp(min=0), (columns - each(x) + 1).clamp(min=0)
         dots = bitmap[down.minimum(last[0]), right.minimum(last[1])]
-        stamps[name] = (dots & each(wanted[name]), 0.9)
-    return stamps
+        yield name, dots & each(wanted[name]), 0.9

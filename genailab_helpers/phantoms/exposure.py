@@ -5,11 +5,14 @@ the spectrum: 70 keV, near the mean of a chest radiograph's beam. Attenuation pe
 of ICRU-44): soft tissue .205, cortical bone .50, spongy bone .26, inflated lung .05, air 0.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genailab_helpers.phantoms.solids import averaged, each
+from genailab_helpers.phantoms.solids import averaged, each, enlarged
 
 SOFT = 0.205  # attenuation of soft tissue per cm
 BONE_EXCESS = 0.30  # cortical bone above soft tissue, per cm
@@ -47,13 +50,24 @@ def expose(line_integral: Tensor, noise: Tensor, photons: Tensor, scatter: Tenso
     ch. 3). Photon counts are Poisson; a Gaussian of equal variance stands in for it.
     """
     pixel_mm = 10 * side_cm / noise.shape[-1]
-    beam = torch.exp(-line_integral)  # Beer-Lambert, for each ray
+    beam = _alike(torch.exp2_, line_integral * (-1 / math.log(2)))  # Beer-Lambert, for each ray
     beam = averaged(beam, noise.shape[-1])  # a detector point adds photons up
     beam = blurred(beam, blur_mm / pixel_mm, MOST_BLUR / pixel_mm)
-    beam = (beam + each(scatter) * scattered(beam)).clamp(min=_FLOOR)
+    beam = scattered(beam).mul_(each(scatter)).add_(beam).clamp_(min=_FLOOR)
     counted = photons.clamp(min=1) * pixel_mm**2
-    beam = beam + noise * (beam / each(counted)).sqrt()  # quantum noise
-    return -torch.log(beam.clamp(min=_FLOOR))
+    beam = (noise * (beam / each(counted)).sqrt_()).add_(beam)  # quantum noise
+    return beam.clamp_(min=_FLOOR).log().neg_()
+
+
+def _alike(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply exp2 or sigmoid, which are faster than exp, with the same last digits wherever a value lies.
+
+    They take 32 numbers at a time, and those that are left over in another way; so none are left over.
+    """
+    flat = values.reshape(-1)
+    if len(flat) % 32:
+        flat = functional.pad(flat, (0, -len(flat) % 32))
+    return function(flat)[:values.numel()].view(values.shape)
 
 
 def blurred(images: Tensor, sigma: Tensor, most: float) -> Tensor:
@@ -61,14 +75,14 @@ def blurred(images: Tensor, sigma: Tensor, most: float) -> Tensor:
     reach = max(1, round(2 * most))
     taps = torch.exp(-torch.arange(reach + 1).to(sigma) ** 2 / (2 * sigma.clamp(0.1, most)[:, None] ** 2))
     taps = taps / (2 * taps.sum(1, keepdim=True) - 1)
+    padded = functional.pad(images[:, None], [reach] * 4, mode="replicate")[:, 0]
     for axis in (1, 2):
-        pad = (reach, reach, 0, 0) if axis == 2 else (0, 0, reach, reach)
-        padded = functional.pad(images[:, None], pad, mode="replicate")[:, 0]
-        n = images.shape[axis]
-        images = images * each(taps[:, 0])
+        n = padded.shape[axis] - 2 * reach
+        images = padded.narrow(axis, reach, n) * each(taps[:, 0])
         for k in range(1, reach + 1):
             either = padded.narrow(axis, reach - k, n) + padded.narrow(axis, reach + k, n)
-            images = images + each(taps[:, k]) * either
+            images += either.mul_(each(taps[:, k]))
+        padded = images
     return images
 
 
@@ -76,7 +90,7 @@ def scattered(primary: Tensor) -> Tensor:
     """Spread the primary beam (N, H, W) over about a quarter of the image, as deflected photons arrive."""
     coarse = functional.adaptive_avg_pool2d(primary, 16)
     coarse = blurred(coarse, torch.full_like(primary[:, 0, 0], 2.0), 2.0)
-    return functional.interpolate(coarse[:, None], size=primary.shape[-2:], mode="bilinear")[:, 0]
+    return enlarged(coarse, primary.shape[-1])
 
 
 def grey_range(signal: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +99,9 @@ def grey_range(signal: Tensor) -> tuple[Tensor, Tensor]:
     Dark is the 8th percentile in the middle, bright the 90th of the whole, of the cells of a 16 x 16 grid.
     """
     cells = functional.adaptive_avg_pool2d(signal, 16)
-    middle, whole = cells[:, 3:-3, 2:-2].flatten(1).sort().values, cells.flatten(1).sort().values
-    return middle[:, int(0.08 * middle.shape[1])], whole[:, int(0.90 * whole.shape[1])]
+    middle, whole = cells[:, 3:-3, 2:-2].flatten(1), cells.flatten(1)
+    return (middle.kthvalue(1 + int(0.08 * middle.shape[1])).values,
+            whole.kthvalue(1 + int(0.90 * whole.shape[1])).values)
 
 
 def display(signal: Tensor, black: Tensor, white: Tensor, contrast: Tensor) -> Tensor:
@@ -107,8 +122,8 @@ def display(signal: Tensor, black: Tensor, white: Tensor, contrast: Tensor) -> T
         (N, H, W) in [-1, 1]: an S-shaped curve, as film and display tables have (Hurter and Driffield 1890).
     """
     middle, half = (black + white) / 2, (white - black).clamp(min=1e-3) / 2
-    steps = ((signal - each(middle)) * each(2 * contrast / half)).clamp(-40, 40)
-    return 1 - 2 / (torch.exp(steps) + 1)  # tanh(steps / 2), in a third of the time
+    steps = (signal - each(middle)).mul_(each(2 * contrast / half))
+    return (2 * _alike(torch.sigmoid_, steps)).sub_(1)  # tanh(steps / 2)
 
 
 def random_fields(keys: Tensor, n_cells: int, stream: int) -> Tensor:

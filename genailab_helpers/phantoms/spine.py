@@ -10,7 +10,7 @@ scale: that of Kellgren and Lawrence, which also has five grades, is used for kn
 
 # ruff: noqa: RUF009 - `vary` only wraps `dataclasses.field`
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 from genailab_helpers.phantoms import exposure, solids
 from genailab_helpers.phantoms.anatomy import Anatomy, Render, draw_batches, draw_fields, vary
 from genailab_helpers.phantoms.exposure import BONE_EXCESS, SOFT
-from genailab_helpers.phantoms.solids import Number, Patch, Placement, Rays, each, ellipsoid, joined, tube
+from genailab_helpers.phantoms.solids import Patch, Placement, Rays, Solid, each, ellipsoid, half_chord
 
 VERTEBRAE = ("T11", "T12", "L1", "L2", "L3", "L4", "L5", "S1")
 DISCS = len(VERTEBRAE) - 1
@@ -161,7 +161,7 @@ class Chain(NamedTuple):
     disc: Tensor  # (N, 7) heights
     places: Tensor  # (N, 45) complex: _ARCH behind T12 to L5, heads of the ribs, front of the sacrum
 
-    def at(self, k: int, behind: Number, down: float) -> Tensor:
+    def at(self, k: int, behind: solids.Number, down: float) -> Tensor:
         """Place a point `behind` cm from the rear wall of vertebra k, `down` half heights from its middle."""
         place = self.width[:, k] + behind + 1j * self.height[:, k] * down
         return self.centre[:, k] + place * self.turn[:, k]
@@ -182,14 +182,14 @@ def chain_of(a: SpineAnatomy) -> Chain:
     centre = torch.cat([0 * step[:, :1], step.cumsum(1)], 1)
     centre = centre - centre[:, VERTEBRAE.index("L3"), None] + _CENTRE
     chain = Chain(centre, turn, width, height, disc, centre[:, :0])
-    places: list[tuple[int, Number, float]] = [(k, *place) for k in range(1, DISCS) for place in _ARCH]
+    places: list[tuple[int, solids.Number, float]] = [(k, *place) for k in range(1, DISCS) for place in _ARCH]
     places += [(0, -0.3, -0.4), (1, -0.3, -0.4), (DISCS, -width[:, -1], 0.0)]
     # all at once: a product of complex numbers has last digits that depend on where it stands in memory
     return chain._replace(places=torch.stack([chain.at(*place) for place in places], 1))
 
 
 def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = False,
-                  batch_size: int = 16) -> Render:
+                  batch_size: int | None = None) -> Render:
     """Project spines to images.
 
     Parameters
@@ -202,8 +202,8 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
         Whether to return where vertebrae, discs and each sign of wear lie. A sign is marked from where it can
         be seen (VISIBLE): discs that lost a quarter of their height, what stands out of spurs of 2 mm,
         endplates denser by 0.2, discs at steps of 3 mm, vertebrae turned by 3 degrees.
-    batch_size : int, default 16
-        Spines rendered at a time by each thread; bounds the memory and changes no pixel.
+    batch_size : int, optional
+        Spines rendered at a time by each thread, as for chests.
 
     Returns
     -------
@@ -215,158 +215,162 @@ def render_spines(anatomy: SpineAnatomy, img_size: int = 128, masks: bool = Fals
     ValueError
         If `img_size` is not a whole number of at least 16.
     """
-    n_rays, chain = solids.rays_a_side(img_size), chain_of(anatomy)
+    n_rays = solids.rays_a_side(img_size)
+    project = projection(anatomy, n_rays, masks)
 
     def draw(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         a = anatomy[rows]
-        line_integral, parts = project(a, Chain(*(values[rows] for values in chain)), n_rays, masks)
+        line_integral, parts = project(rows)
         noise = exposure.random_fields(a.keys, img_size, stream=0).to(line_integral)
         signal = exposure.expose(line_integral, noise, a.photons, a.scatter, a.blur, SIDE_CM)
         white = exposure.grey_range(signal)[1] + a.window * (0.06 - a.brightness)
         images = exposure.display(signal, white - a.window, white, a.contrast)
-        return images, {name: solids.covered(patches, line_integral, img_size)
+        blank = torch.zeros_like(line_integral)
+        return images, {name: solids.covered(solids.joined(blank, patches), img_size)
                         for name, patches in parts.items()}
 
-    return draw_batches(anatomy, draw, batch_size)
+    return draw_batches(anatomy, draw, n_rays, batch_size)
 
 
-def project(a: SpineAnatomy, chain: Chain, n_pixels: int,
-            with_parts: bool) -> tuple[Tensor, dict[str, list[Patch]]]:
-    """Follow n_pixels x n_pixels rays through each of N spines, whose vertebrae stand as `chain_of` says.
+def projection(anatomy: SpineAnatomy, n_pixels: int,
+               with_parts: bool) -> Callable[[slice], tuple[Tensor, dict[str, list[Patch]]]]:
+    """Make a function that follows n_pixels x n_pixels rays through each of some of N spines.
 
-    Returns
-    -------
+    It takes the slice of the spines, and returns
+
     line_integral : Tensor
         (N, H, W) sum of path length times attenuation coefficient.
     parts : dict of str to list of Patch
         Path lengths in cm in each of STRUCTURES and SIGNS, exactly 0 where it does not show; none unless
         asked for.
     """
-    rays, signs = a.placement.rays(n_pixels), a.signs()
-    blank = torch.zeros_like(rays.x)
-    signs |= {"spurs": functional.pad(signs["osteophytes"], (0, 0, 1, 1)),  # 0 above T11 and below S1
-              "hardness": functional.pad(signs["sclerosis"], (1, 1))}
-    found = [_vertebra(chain, signs, rays, k, with_parts) for k in range(len(VERTEBRAE))]
-    found += [_disc(chain, signs, rays, k, found[k:k + 2], blank) for k in range(DISCS if with_parts else 0)]
-    parts = {name: [part[name] for part in found if name in part] for name in ("bone", *STRUCTURES, *SIGNS)}
-    lungs, gas = _air(a, rays)
-    trunk = solids.enlarged(_trunk(a, a.placement.rays(-(-n_pixels // 2))), n_pixels)
-    air = torch.minimum(solids.summed(joined(blank, gas), lungs), 0.6 * trunk)
-    bone = solids.summed(joined(blank, parts.pop("bone")),
-                         _arches(chain, rays) + _ribs(a, chain, rays) + _pelvis(a, chain, rays))
-    bone = bone * each(BONE_EXCESS * a.bone_density * a.kilovolt)
-    return ((trunk - air) * each(SOFT * a.kilovolt) + bone).clamp(min=_OPEN), parts if with_parts else {}
+    every, all_signs = chain_of(anatomy), anatomy.signs()
+    all_signs |= {"spurs": functional.pad(all_signs["osteophytes"], (0, 0, 1, 1)),  # 0 above T11 and below S1
+                  "hardness": functional.pad(all_signs["sclerosis"], (1, 1))}
+    bones, (lungs, gas) = _arches(every) + _ribs(anatomy, every) + _pelvis(anatomy, every), _air(anatomy)
+
+    def project(rows: slice) -> tuple[Tensor, dict[str, list[Patch]]]:
+        a, chain = anatomy[rows], Chain(*(values[rows] for values in every))
+        rays, signs = a.placement.rays(n_pixels), {name: values[rows] for name, values in all_signs.items()}
+        trunk = solids.enlarged(_trunk(a, a.placement.rays(-(-n_pixels // 2))), n_pixels)
+        blank = torch.zeros_like(trunk)
+        parts = {name: [patch] for name, patch in _vertebrae(chain, signs, rays, with_parts).items()}
+        bone = solids.joined(blank, parts.pop("bone"))
+        if with_parts:
+            parts |= _discs(chain, signs, rays, solids.joined(blank, parts["vertebrae"]))
+        air = solids.summed(solids.joined(blank, [gas(rays, rows)]), [lung(rays, rows) for lung in lungs])
+        soft = (trunk - torch.minimum(air, 0.6 * trunk)).mul_(each(SOFT * a.kilovolt))
+        bone = solids.summed(bone, [solid(rays, rows) for solid in bones])
+        return soft.add_(bone.mul_(each(BONE_EXCESS * a.bone_density * a.kilovolt))).clamp_(min=_OPEN), parts
+
+    return project
 
 
 def _near(rays: Rays, centre: Tensor, turn: Tensor, w: Tensor, h: Tensor,
-          margin: Number) -> tuple[solids.Box, Tensor, Tensor]:
-    """Cut out the box of a turned rectangle with a margin; return places along its sides, +-1 at its rim."""
+          margin: solids.Number) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut out the window of a turned rectangle; return places along its sides, which are +-1 at its rim."""
     x, y, cos, sin = centre.real, centre.imag, turn.real, turn.imag
-    wide, high = w * cos + h * sin.abs() + margin, w * sin.abs() + h * cos + margin
-    box, near = rays.within((x - wide, x + wide), (y - high, y + high))
-    dx, dy = near.x - each(x), near.y - each(y)
-    return box, dx * each(cos / w) + dy * each(sin / w), dy * each(cos / h) - dx * each(sin / h)
+    wide, high = w * cos.abs() + h * sin.abs() + margin, w * sin.abs() + h * cos.abs() + margin
+    window, near = rays.within(solids.edges_of(x - wide, x + wide, y - high, y + high))
+    u, v = (near.plane(*(number[..., None] for number in (a, b, -x * a - y * b)))
+            for a, b in ((cos / w, sin / w), (-sin / h, cos / h)))
+    return window, u, v
 
 
-def _vertebra(c: Chain, signs: dict[str, Tensor], rays: Rays, k: int, with_parts: bool) -> dict[str, Patch]:
-    """Body of vertebra k with its walls, endplates and spurs; lengths are those of as much cortical bone."""
-    w, h, spurs = c.width[:, k], c.height[:, k], signs["spurs"][:, k:k + 2]
-    box, u, v = _near(rays, c.centre[:, k], c.turn[:, k], w, h, spurs.amax((1, 2)) + 0.1)
-    behind, below, u, v, u2 = _positive(u), _positive(v), u.abs(), v.abs(), u * u
-    squared = u2 * (1.29 - 0.29 * (v * v).clamp(max=1))  # hollow walls
+def _vertebrae(c: Chain, signs: dict[str, Tensor], rays: Rays, with_parts: bool) -> dict[str, Patch]:
+    """Bodies with their walls, endplates and spurs; lengths are those of as much cortical bone."""
+    w, h, spurs = c.width.T, c.height.T, signs["spurs"].movedim(1, 0)  # vertebrae first, as in what follows
+    longest = torch.maximum(spurs[:-1], spurs[1:]).amax(2)
+    window, u, v = _near(rays, c.centre.T, c.turn.T, w, h, longest + 0.1)
+    behind, below, u, v, u2 = solids.positive(u), solids.positive(v), u.abs_(), v.abs_(), u * u
+    squared = (1.29 - 0.29 * (v * v).clamp_(max=1)).mul_(u2)  # hollow walls, flat in front
     square = squared * squared
-    edge = (0.92 + 0.08 * u2 - v) * each(h)  # distance to the endplate, which is hollow, too
-    solid = solids.half_chord(squared * (0.15 + 0.85 * square)) * (edge * 8).clamp(0, 1)  # flat in front
-    upper, lower = signs["hardness"][:, k:k + 2].unbind(1)
+    edge = (0.08 * u2).add_(0.92).sub_(v).mul_(each(h))  # to the endplate, which is hollow, too
+    solid = half_chord((0.85 * square).add_(0.15).mul_(squared)).mul_((edge * 8).clamp_(0, 1))
+    upper, lower = signs["hardness"].T[:-1], signs["hardness"].T[1:]
     depth = _blend(1 / (0.2 + 0.7 * upper), 1 / (0.2 + 0.7 * lower), below)
-    band = (1 - edge * depth).clamp(min=0) * solid * _blend(upper, lower, below)
-    body = solid * (0.9 + 1.8 * square + (2 - edge * 7).clamp(min=0)) + 3.2 * band  # walls, endplates
-    if k == DISCS:  # fused with the sacrum below
-        body = body * (0.5 - 0.6 * v * (2 * below - 1)).clamp(0, 1)
-    front, back, front_below, back_below = spurs.flatten(1).unbind(1)
-    size = _blend(front, back, behind) + (
-        each(front_below - front) + each(back_below - back - front_below + front) * behind) * below
-    out = (u - 0.93) * each(w)
+    band = (1 - edge * depth).clamp_(min=0).mul_(solid).mul_(_blend(upper, lower, below))
+    body = (1.8 * square).add_(0.9).add_((2 - edge * 7).clamp_(min=0)).mul_(solid)  # walls, endplates
+    body.add_(band, alpha=3.2)
+    fused = (0.5 - 0.6 * v[-1:] * (2 * below[-1:] - 1)).clamp(0, 1)  # the last one, with the sacrum below
+    body[-1:] *= fused
+    del u2, squared, square, edge, solid, depth  # memory that the spurs can use
+    (front, back), (front_below, back_below) = spurs[:-1].unbind(2), spurs[1:].unbind(2)
+    size = _blend(front, back, behind)
+    size += _blend(front_below - front, back_below - back, behind).mul_(below)
+    out = (u - 0.93).mul_(each(w))
     reach = out.clamp(min=0)
-    rise = ((v - 0.93) * each(h) - 0.35 * reach) / (0.14 + 0.33 * size)  # a spur leans towards the disc
-    spur = solids.half_chord(reach / (size + 0.02) + rise * rise)
-    spur = spur * (1 + out * 2).clamp(0, 1) * (size * 5).clamp(max=1)
-    found = {"bone": body + 1.5 * spur}
+    rise = (v - 0.93).mul_(each(h)).sub_(0.35 * reach).div_(0.14 + 0.33 * size)  # leans towards the disc
+    spur = half_chord((rise * rise).add_(reach / (size + 0.02)))
+    spur = spur.mul_((1 + out * 2).clamp_(0, 1)).mul_((size * 5).clamp_(max=1))
+    found = {"bone": torch.add(body, spur, alpha=1.5)}
     if with_parts:
-        turned = signs["misalignment"][:, k].abs() >= VISIBLE["misalignment"]
+        turned = signs["misalignment"].T.abs() >= VISIBLE["misalignment"]
         hard = _blend((upper > VISIBLE["sclerosis"]).to(w), (lower > VISIBLE["sclerosis"]).to(w), below)
-        found |= {"vertebrae": body, "misalignment": body * each(turned), "sclerosis": band * hard,
-                  "osteophytes": spur * _positive(u - 1) * _positive(size - VISIBLE["osteophytes"])}
-    return {name: Patch(box, length) for name, length in found.items()}
-
-
-def _positive(value: Tensor) -> Tensor:
-    """Return 1 above zero and 0 below; comparing would be slower."""
-    return (value.detach() * 1e6).clamp(0, 1)
+        found |= {"vertebrae": body, "misalignment": body * each(turned), "sclerosis": band * hard}
+        found["osteophytes"] = spur * solids.positive(u - 1) * solids.positive(size - VISIBLE["osteophytes"])
+    return {name: Patch(window, length) for name, length in found.items()}
 
 
 def _blend(first: Tensor, second: Tensor, where: Tensor) -> Tensor:
     """Take `second` where `where` is 1 and `first` where it is 0; numbers are one an image."""
-    return each(first) + each(second - first) * where
+    return (each(second - first) * where).add_(each(first))
 
 
-def _disc(c: Chain, signs: dict[str, Tensor], rays: Rays, k: int, bodies: list[dict[str, Patch]],
-          blank: Tensor) -> dict[str, Patch]:
-    """Mark the room between vertebrae k and k + 1, which the image shows as a gap."""
-    w = torch.minimum(c.width[:, k], c.width[:, k + 1])
-    up, low = c.turn[:, k], c.turn[:, k + 1]
-    middle = (c.centre[:, k:k + 2].sum(1) + 1j * (c.height[:, k] * up - c.height[:, k + 1] * low)) / 2
-    high = (c.disc[:, k] + (up - low).imag.abs() * w) / 2 + 0.15  # endplates are hollow
-    box, u, v = _near(rays, middle, (up + low) / 2, w, high, 0.0)
-    room = 4.0 * solids.half_chord(u * u) * _positive(1 - v.abs())
-    gap = room * (1 - _positive(joined(blank, [body["vertebrae"] for body in bodies])[box]))
-    lost, stepped = (each(signs[name][:, k].abs() >= VISIBLE[name]) for name in ("disc_loss", "slip"))
-    return {"discs": Patch(box, gap), "disc_loss": Patch(box, gap * lost), "slip": Patch(box, room * stepped)}
+def _discs(c: Chain, signs: dict[str, Tensor], rays: Rays, bodies: Tensor) -> dict[str, list[Patch]]:
+    """Mark the room between vertebrae, which the image shows as gaps between the bodies."""
+    width, height, centre, turn = c.width.T, c.height.T, c.centre.T, c.turn.T
+    w, up, low = torch.minimum(width[:-1], width[1:]), turn[:-1], turn[1:]
+    middle = (centre[:-1] + centre[1:] + 1j * (height[:-1] * up - height[1:] * low)) / 2
+    high = (c.disc.T + (up - low).imag.abs() * w) / 2 + 0.15  # endplates are hollow
+    window, u, v = _near(rays, middle, (up + low) / 2, w, high, 0.2)
+    room = 4.0 * half_chord(u * u) * solids.positive(1 - v.abs())
+    gap = room * (1 - solids.positive(solids.seen(bodies, window)))
+    lost, stepped = (each(signs[name].T.abs() >= VISIBLE[name]) for name in ("disc_loss", "slip"))
+    return {"discs": [Patch(window, gap)], "disc_loss": [Patch(window, gap * lost)],
+            "slip": [Patch(window, room * stepped)]}
 
 
-def _arches(c: Chain, rays: Rays) -> list[Patch]:
+def _arches(c: Chain) -> list[Solid]:
     """Pedicle, joints and spinous process behind each body but T11 (behind ribs) and the sacrum."""
-    arches = []
-    for arch in c.places[:, :-3].split(len(_ARCH), 1):
-        places = [(place.real, place.imag) for place in arch.unbind(1)]
-        arches += [tube(rays, part, radius, is_bone=True)
-                   for part, radius in ((places[:2], 0.6), (places[2:4], 0.45), (places[4:], 0.65))]
-    return arches
+    places = c.places[:, :-3].unflatten(1, (-1, len(_ARCH))).movedim(0, -1).unbind(1)
+    ends = [(place.real, place.imag) for place in places]
+    return [solids.tube(part, radius, is_bone=True)
+            for part, radius in ((ends[:2], 0.6), (ends[2:4], 0.45), (ends[4:], 0.65))]
 
 
-def _ribs(a: SpineAnatomy, c: Chain, rays: Rays) -> list[Patch]:
+def _ribs(a: SpineAnatomy, c: Chain) -> list[Solid]:
     """The eleventh and twelfth ribs of both sides: backwards from the spine, then forwards and down."""
-    ribs = []
-    for (k, reach), side in itertools.product(((-3, -10.0), (-2, -4.5)), (0, 1)):
-        head, drop = c.places[:, k], a.rib_drop[:, side]
+    ribs: list[Solid] = []
+    drop, lower = a.rib_drop.T, torch.tensor([[0.0], [0.6]])
+    for k, reach in ((-3, -10.0), (-2, -4.5)):
+        head = c.places[:, k]
         points = (0.0, 0.0), (2.6, 1.4), (1.0 + reach / 2, 3.0 - 0.46 * reach), (reach, 3.4 - 0.7 * reach)
-        ribs.append(tube(rays, [(head.real + u, head.imag + v * drop + 0.6 * side) for u, v in points], 0.42,
+        ribs.append(solids.tube([(head.real + u, head.imag + v * drop + lower) for u, v in points], 0.42,
                          is_bone=True))
     return ribs
 
 
-def _pelvis(a: SpineAnatomy, c: Chain, rays: Rays) -> list[Patch]:
+def _pelvis(a: SpineAnatomy, c: Chain) -> list[Solid]:
     """Sacrum, and the wings of both hip bones, each a crest around thin bone."""
     x, y = c.places[:, -1].real, c.places[:, -1].imag
-    pelvis = [ellipsoid(rays, x + 1.1, y + 1.5, 1.5, 2.8, 0.7, -0.65),
-              ellipsoid(rays, x + 3.0, y + 3.9, 1.3, 2.4, 0.7, -0.8)]
+    pelvis = [ellipsoid(x + 1.1, y + 1.5, 1.5, 2.8, 0.7, -0.65),
+              ellipsoid(x + 3.0, y + 3.9, 1.3, 2.4, 0.7, -0.8)]
     for beside in (0.0, 0.8):  # the sides differ by the divergence of the beam
         centre = x - 1.2 + beside, a.hip_y + 6.5 + beside
-        pelvis += [ellipsoid(rays, *centre, 6.8, 6.5, 0.9), ellipsoid(rays, *centre, 6.3, 6.0, -0.75)]
+        pelvis += [ellipsoid(*centre, 6.8, 6.5, 0.9), ellipsoid(*centre, 6.3, 6.0, -0.75)]
     return pelvis
 
 
-def _air(a: SpineAnatomy, rays: Rays) -> tuple[list[Patch], list[Patch]]:
+def _air(a: SpineAnatomy) -> tuple[list[Solid], Solid]:
     """The lungs of both sides above and behind the diaphragm, and gas in loops of the bowel."""
-    lungs, gas = [], []
-    for y in (a.dome_y, a.dome_y + 1.1):
-        lungs += [ellipsoid(rays, -4.0, y - 9.0, 13.0, 9.0, 2.5),
-                  ellipsoid(rays, 6.0, y - 6.0, 4.5, 9.5, 1.8)]
-    for loop, k in itertools.product(range(N_GAS // 3), range(3)):  # three bubbles to a loop
-        across, down, size, shape = (1.3 * a.gas[:, 3 * loop] + 0.8 * a.gas[:, 3 * loop + k]).unbind(1)
-        width = (0.95 + 0.28 * size).clamp(min=0.1)
-        height = width * (1 + 0.15 * shape).clamp(min=0.3)
-        gas.append(ellipsoid(rays, across - 8.0, 4.0 * loop + down - 3.0, width, height, 0.8 * width, shape))
+    y = a.dome_y + torch.tensor([[0.0], [1.1]])
+    lungs = [ellipsoid(-4.0, y - 9.0, 13.0, 9.0, 2.5), ellipsoid(6.0, y - 6.0, 4.5, 9.5, 1.8)]
+    bubbles, loop = a.gas.permute(2, 1, 0), torch.arange(N_GAS)[:, None] // 3  # three bubbles to a loop
+    across, down, size, shape = 1.3 * bubbles[:, 3 * loop[:, 0]] + 0.8 * bubbles
+    width = (0.95 + 0.28 * size).clamp(min=0.1)
+    height = width * (1 + 0.15 * shape).clamp(min=0.3)
+    gas = ellipsoid(across - 8.0, 4.0 * loop + down - 3.0, width, height, 0.8 * width, shape)
     return lungs, gas
 
 
@@ -375,4 +379,4 @@ def _trunk(a: SpineAnatomy, rays: Rays) -> Tensor:
     u = (rays.x - each(a.back_x)) * (1 / 12.5) + 1
     u, hips = u * u, ((rays.y - 1.0) * (1 / 10.0)).clamp(0, 1)
     tissue = solids.enlarged(exposure.random_fields(a.keys, 16, stream=1).to(rays.x), rays.x.shape[-1])
-    return solids.half_chord(u * u * u) * (1 + 0.1 * hips * hips) * each(a.trunk_width) * (1 + 0.015 * tissue)
+    return half_chord(u * u * u) * (1 + 0.1 * hips * hips) * each(a.trunk_width) * (1 + 0.015 * tissue)

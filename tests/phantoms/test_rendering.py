@@ -20,7 +20,7 @@ def chests(n: int, seed: int) -> Any:
 
 def spines(n: int, seed: int) -> Any:
     anatomy = sample_spines(n, seed)
-    return anatomy.changed(osteophytes_image=anatomy.osteophytes_image * 8)  # a long spur needs its box
+    return anatomy.changed(osteophytes_image=anatomy.osteophytes_image * 8)  # a long spur needs its window
 
 
 BOTH = pytest.mark.parametrize(("sample", "render"), [(chests, render_chests), (spines, render_spines)])
@@ -53,6 +53,58 @@ def test_same_bytes_with_any_number_of_threads() -> None:
     assert len(printed[0]) == 7
     assert printed[0][:6] == printed[1][:6] == printed[2][:6]
     assert [out[-1] for out in printed] == ["1", "2", "3"]  # and the setting is left as it was
+
+
+def test_masks_of_discs_do_not_depend_on_the_batch_either() -> None:
+    anatomy = sample_spines(100, 1)
+    whole, parts = (render_spines(anatomy, 96, masks=True, batch_size=size).masks for size in (None, 7))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["arm_width", "trachea_width", "dome_height", "vessel_width"])
+def test_a_size_of_nothing_draws_nothing(name: str) -> None:
+    anatomy = sample_chests(2, 3).changed(**{name: 0.0})
+    anatomy = dataclasses.replace(anatomy, magnification=anatomy.magnification.requires_grad_())
+    images = render_chests(anatomy, 64).images
+    images.sum().backward()
+    assert torch.isfinite(images).all()
+    assert torch.isfinite(anatomy.magnification.grad).all()
+
+
+def test_a_spine_bent_beyond_a_right_angle_is_drawn_whole() -> None:
+    bent = sample_spines(8, 1).changed(lordosis=3.0)
+    assert torch.equal(render_spines(bent, 96).images, render_spines(bent, 96, batch_size=1).images)
+
+
+def test_calls_from_several_threads_leave_the_number_of_threads() -> None:
+    code = ("import torch; from threading import Thread; torch.set_num_threads(2)\n"
+            "from genailab_helpers.phantoms.chest import *\nchests = sample_chests(60, 2)\n"
+            "seen = []\nfor _ in range(4):\n"
+            "    calls = [Thread(target=render_chests, args=(chests, 64)) for _ in range(4)]\n"
+            "    [call.start() for call in calls]; [call.join() for call in calls]\n"
+            "    late = Thread(target=lambda: seen.append(torch.get_num_threads()))\n"
+            "    late.start(); late.join()\n"
+            "print(seen)")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[2, 2, 2, 2]"
+
+
+def test_one_field_may_be_of_double_precision() -> None:
+    anatomy = sample_chests(2, 3)
+    heart = dataclasses.replace(anatomy, heart_x=anatomy.heart_x.double())
+    torch.testing.assert_close(render_chests(heart, 64).images.float(), render_chests(anatomy, 64).images,
+                               atol=1e-4, rtol=0)
+
+
+@BOTH
+def test_images_are_the_same_with_slopes_and_can_be_trained_on(sample: Any, render: Any) -> None:
+    anatomy = sample(3, 4)
+    images = render(anatomy, 64).images
+    moved = dataclasses.replace(anatomy, shift_x=anatomy.shift_x.clone().requires_grad_())
+    torch.testing.assert_close(render(moved, 64).images.detach(), images, atol=1e-6, rtol=0)
+    weight = torch.ones((), requires_grad=True)
+    (weight * images).sum().backward()
+    assert weight.grad == images.sum()
 
 
 @BOTH

@@ -22,15 +22,14 @@ from genailab_helpers.phantoms.spine import (
     STRUCTURES,
     VERTEBRAE,
     SpineAnatomy,
-    chain_of,
-    project,
+    projection,
     render_spines,
     sample_spines,
 )
 
 
 def trace(anatomy: SpineAnatomy) -> tuple[Tensor, dict[str, Tensor]]:
-    line_integral, parts = project(anatomy, chain_of(anatomy), 128, True)
+    line_integral, parts = projection(anatomy, 128, with_parts=True)(slice(None))
     return line_integral, {name: joined(torch.zeros_like(line_integral), parts[name]) for name in parts}
 
 
@@ -151,7 +150,7 @@ def test_vertebrae_are_counted_and_hollow_behind() -> None:
 
 def test_small_images_average_finer_ones() -> None:
     anatomy = sample_spines(4, 1).changed(photons=1e12, scatter=0.0, blur=0.0)
-    beam = torch.exp(-project(anatomy, chain_of(anatomy), 96, False)[0])
+    beam = torch.exp(-projection(anatomy, 96, with_parts=False)(slice(None))[0])
     line = -torch.nn.functional.avg_pool2d(beam[:, None], 3)[:, 0].log()
     # the display only rises, so equal line integrals mean equal order of pixels
     for image, expected in zip(render_spines(anatomy, 32).images.flatten(1), line.flatten(1), strict=True):

@@ -344,7 +344,7 @@ def test_a_network_grades_new_spines_of_known_severity() -> None:
         return TensorDataset(render_spines(anatomy, 96).images, grades)
 
     result = training.train_classifier(spines(400, 1), spines(100, 2), "soft_labels", classes=GRADES,
-                                       n_epochs=10, lr=2e-3, progress=False)
+                                       n_epochs=20, lr=2e-3, progress=False)
     batch, grades = spines(200, 3).tensors
     found = metrics.qwk(grades.numpy(), result.model.predict(batch).decoded.numpy())
-    assert found > 0.6
+    assert found > 0.75  # five seeds gave 0.82 to 0.88; after 10 epochs anything from 0.3 to 0.7

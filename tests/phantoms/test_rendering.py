@@ -93,7 +93,7 @@ def test_one_field_may_be_of_double_precision() -> None:
     anatomy = sample_chests(2, 3)
     heart = dataclasses.replace(anatomy, heart_x=anatomy.heart_x.double())
     torch.testing.assert_close(render_chests(heart, 64).images.float(), render_chests(anatomy, 64).images,
-                               atol=1e-4, rtol=0)
+                               atol=5e-6, rtol=0)
 
 
 @BOTH

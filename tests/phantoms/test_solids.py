@@ -119,14 +119,15 @@ def test_a_window_holds_its_rays_and_little_more() -> None:
     numbers = [3.0, -2.0], [0.0, 4.0], [1.0, 0.8], [0.2, 0.0], [0.01, 0.0]
     place = Placement(SIDE, *(torch.tensor(values) for values in numbers))
     rays = place.rays(64)
-    for ends in ((2.1, 5.8, -6.1, 2.2), (-3.0, -2.5, 4.0, 4.1)):
+    for ends in ((2.1, 5.8, -6.1, 2.2), (-3.0, -2.2, 4.0, 4.8)):
         window, near = rays.within(edges_of(*(torch.full((2,), end) for end in ends)))
         left, right, top, bottom = ends
         inside = (rays.x >= left) & (rays.x <= right) & (rays.y >= top) & (rays.y <= bottom)
         kept = torch.zeros_like(inside)
         kept.view(-1)[window] = True
+        assert inside.flatten(1).any(1).all()
         assert kept[inside].all()
-        assert kept.sum() < 3.5 * inside.sum() + 100
+        assert kept.sum() < 2 * inside.sum() + 20
         assert torch.equal(near.x, seen(rays.x, window))
         assert torch.equal(near.y.expand_as(near.x), seen(rays.y.expand_as(rays.x), window))
 
@@ -135,7 +136,7 @@ def test_a_window_holds_its_rays_and_little_more() -> None:
 def test_a_field_is_enlarged_as_by_torch(coarse: int, fine: int) -> None:
     field = torch.randn(3, coarse, coarse, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.interpolate(field[:, None], size=(fine, fine), mode="bilinear")[:, 0]
-    torch.testing.assert_close(enlarged(field, fine), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(enlarged(field, fine), expected, atol=1e-5, rtol=0)
 
 
 def test_solids_behind_each_other_add_and_solids_in_each_other_do_not() -> None:
